@@ -1,0 +1,144 @@
+"""What a backend must offer, and the table of backends by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raysq.errors import BackendError, OptionError, unknown
+from raysq.recipe import Approach, Granularity, Precision, QuantDType, Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysq.graph import ModelGraph, OpType
+    from raysq.recipe import Recipe
+    from raysq.stats import CalibrationStats
+
+__all__ = ["BACKENDS", "Backend", "BuiltModel", "Capabilities", "OpCapability", "Source", "available", "get"]
+
+BACKENDS: Mapping[str, str] = {"ipex": "raysq.kernels.ipex", "reference": "raysq.kernels.reference"}
+PREFERRED = ("ipex", "reference")  # order in which backend=None looks for one that is available
+
+
+@dataclass(frozen=True)
+class OpCapability:
+    """What a backend can run for one kind of call, the first of each being its default."""
+
+    precisions: tuple[Precision, ...]
+    approaches: tuple[Approach, ...] = ()
+    activations: tuple[tuple[QuantDType, Scheme], ...] = ()
+    weights: tuple[tuple[QuantDType, Scheme], ...] = ()
+    granularities: tuple[Granularity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this CPU and this build of the backend can run.
+
+    Attributes:
+        backend: its name.
+        ops: per kind of call; a kind that is missing stays in float.
+        isa: instruction sets that matter, such as "avx512_vnni".
+        reduce_range: whether int8 products saturate here, so that 7 bits are the default.
+    """
+
+    backend: str
+    ops: Mapping[OpType, OpCapability]
+    isa: tuple[str, ...]
+    reduce_range: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a backend builds from; it changes none of it.
+
+    Attributes:
+        model: the fp32 model, batch norms folded, in-place ops out of place, in eval mode.
+        graph: its calls.
+        stats: its calibration statistics; None suffices for float forms and dynamic recipes.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+    """
+
+    model: torch.nn.Module
+    graph: ModelGraph
+    stats: CalibrationStats | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BuiltModel(Protocol):
+    """A model that a backend built: warmed up, ready to be called, scored, timed and saved.
+
+    Attributes:
+        model: a module that takes the original's arguments and returns its output class.
+        executed: call name to the precision it really runs in, read from what was built.
+        left_in_float: call name to the reason why it isn't in the precision that the recipe asked for.
+        size_bytes: size of the artifact.
+    """
+
+    model: torch.nn.Module
+    executed: Mapping[str, Precision]
+    left_in_float: Mapping[str, str]
+    size_bytes: int
+
+    def save(self, directory: Path) -> None:
+        """Write the artifact; what loads it again stands in its own signature file."""
+
+
+class Backend(Protocol):
+    """One way to run recipes. A module in this folder holds a class `Engine` that implements it.
+
+    Heavy imports happen inside the methods: importing the module must work anywhere.
+    """
+
+    name: str
+
+    def unavailable_because(self) -> str | None:
+        """Return why it can't run here and what to install, or None if it can."""
+
+    def capabilities(self) -> Capabilities:
+        """Return what can run here."""
+
+    def float_forms(self) -> tuple[str, ...]:
+        """Names of the float forms of a model, fp32 and bf16, such as "jit" or "ipex bf16"."""
+
+    def build_float(self, source: Source, form: str) -> BuiltModel:
+        """Build one float form."""
+
+    def build(self, source: Source, recipe: Recipe) -> BuiltModel:
+        """Build a recipe from the statistics alone: no calibration data is run.
+
+        Raises:
+            RecipeError: the recipe asks for what this backend can't run.
+            BackendError: the build itself failed.
+        """
+
+
+def get(name: str) -> Backend:
+    """Return a backend that can run here.
+
+    Raises:
+        OptionError: unknown name.
+        BackendError: it can't run here; the message says what to install.
+    """
+    if name not in BACKENDS:
+        raise OptionError(unknown("backend", name, BACKENDS))
+    engine: Backend = importlib.import_module(BACKENDS[name]).Engine()
+    reason = engine.unavailable_because()
+    if reason:
+        raise BackendError(f"backend {name!r} can't run here: {reason}")
+    return engine
+
+
+def available() -> Backend:
+    """Return the preferred backend among those that can run here."""
+    for name in PREFERRED:
+        engine: Backend = importlib.import_module(BACKENDS[name]).Engine()
+        if engine.unavailable_because() is None:
+            return engine
+    raise BackendError(f"no backend can run here; tried {', '.join(PREFERRED)}.")

@@ -1,0 +1,60 @@
+"""The range without its rarest values, at both ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from raysq.calibration.base import Calibrator
+from raysq.errors import RecipeError
+
+if TYPE_CHECKING:
+    from raysq.arithmetic import Grid
+    from raysq.histogram import Histogram
+    from raysq.stats import TensorStats
+
+__all__ = ["Percentile"]
+
+
+@dataclass(frozen=True)
+class Percentile(Calibrator):
+    """Percentiles of the histogram at both ends, as the percentile calibration of Wu et al. 2020 (arXiv:2004.09602).
+
+    The two ends are cut by themselves: 0.01 % of the values lie above hi and 0.01 % below lo for 99.99. After a
+    ReLU lo stays at 0, since more than that share of the values does.
+
+    Attributes:
+        percent: share of values below hi and above lo, in (50, 100]; 100 cuts nothing.
+
+    Raises:
+        RecipeError: `percent` out of its range.
+    """
+
+    name: ClassVar[str] = "percentile"
+
+    percent: float = 99.99
+
+    def __post_init__(self) -> None:
+        if isinstance(self.percent, bool) or not isinstance(self.percent, int | float) or not 50 < self.percent <= 100:
+            hint = f" Did you mean {100 - self.percent:g}?" if _is_number(self.percent) and 0 <= self.percent < 50 else ""
+            raise RecipeError(f"`percentile` takes a percentage in (50, 100], got {self.percent!r}.{hint}")
+        object.__setattr__(self, "percent", float(self.percent))
+
+    def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
+        if not stats.histogram.total:
+            return 0.0, 0.0
+        lo = quantile(stats.histogram, 1 - self.percent / 100)
+        hi = quantile(stats.histogram, self.percent / 100)
+        lo, hi = np.clip([lo, hi], stats.minimum, stats.maximum)
+        return float(lo), float(hi)
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.percent!r})"
+
+
+def quantile(histogram: Histogram, share: float) -> float:
+    """Return the value below which this share of the counted ones lies, evenly spread within each bin."""
+    below = np.concatenate(([0], np.cumsum(histogram.counts)))
+    return float(np.interp(share * below[-1], below, histogram.edges))

@@ -1,0 +1,143 @@
+"""What a model computes: every call that could run in int8, by a stable name, and how calls feed each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+__all__ = ["Call", "ModelGraph", "Node", "OpType"]
+
+
+class OpType(StrEnum):
+    """The kinds of calls that some backend can run in int8."""
+
+    CONV1D = "conv1d"
+    CONV2D = "conv2d"
+    CONV3D = "conv3d"
+    CONV_TRANSPOSE1D = "conv_transpose1d"
+    CONV_TRANSPOSE2D = "conv_transpose2d"
+    CONV_TRANSPOSE3D = "conv_transpose3d"
+    LINEAR = "linear"
+    MATMUL = "matmul"
+    BMM = "bmm"
+    ADD = "add"
+    MAX_POOL = "max_pool"
+    AVG_POOL = "avg_pool"
+    EMBEDDING_BAG = "embedding_bag"
+    LSTM = "lstm"
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether it is a convolution, transposed ones included."""
+        return self.value.startswith("conv")
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether one of its operands is a trained weight."""
+        return self.is_conv or self in (OpType.LINEAR, OpType.EMBEDDING_BAG, OpType.LSTM)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One torch function call of the recorded forward, quantizable or not, in execution order.
+
+    Attributes:
+        index: its place in the order.
+        function: torch's name, such as "conv2d" or "layer_norm".
+        module: path of the innermost module whose forward made it, "" for the root.
+        inputs: ids of the tensor values it reads (a value is one tensor at one version).
+        outputs: ids of the values it makes.
+        call: name of the quantizable call it is, or None.
+        parameters: names of the parameters and buffers that it reads.
+    """
+
+    index: int
+    function: str
+    module: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    call: str | None
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that a backend may run in int8.
+
+    Attributes:
+        name: module path, ":function" for calls that are not the module's own op, "#k" from the k-th repetition
+            on ("fc", "fc#2", "blocks.0.attn:matmul#2").
+        op: its kind.
+        module: path of the module whose forward makes it.
+        module_type: class name of that module.
+        tensors: names of its activation inputs, "<first call that reads it>/<position>"; calls with an equal
+            entry share that input.
+        input_shapes: shapes of those inputs in the recorded forward.
+        output_shape: shape of its result.
+        weight: name of its weight in the state dict; None for none or for a computed one.
+        weight_shape: its shape, () for none.
+        groups: of a convolution, else 1.
+        macs: multiply-accumulates of the recorded forward.
+        block: path of the repeated block (transformer layer, residual block) that encloses it, or None.
+        absorber: module that could absorb a scale per input channel exactly, or None.
+    """
+
+    name: str
+    op: OpType
+    module: str
+    module_type: str
+    tensors: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_shape: tuple[int, ...]
+    weight: str | None
+    weight_shape: tuple[int, ...]
+    groups: int
+    macs: int
+    block: str | None
+    absorber: str | None
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel is convolved by itself."""
+        return self.groups > 1 and len(self.weight_shape) > 2 and self.weight_shape[1] == 1
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """The calls of a model in execution order, and all nodes around them.
+
+    Attributes:
+        calls: the quantizable calls.
+        nodes: every recorded torch function, for analyses that need the whole flow.
+        blocks: paths of the repeated blocks, in execution order.
+        folded: (convolution, batch norm) modules that deployment merges.
+        left_in_float: function, by the name it would have as a call, and why it can't be quantized.
+        out_of_place: whether in-place ops may run out of place; False where the model reads a tensor that
+            was changed under another name.
+    """
+
+    calls: tuple[Call, ...]
+    nodes: tuple[Node, ...]
+    blocks: tuple[str, ...]
+    folded: tuple[tuple[str, str], ...]
+    left_in_float: Mapping[str, str]
+    out_of_place: bool = True
+
+    def __getitem__(self, name: str) -> Call:
+        return self.by_name[name]
+
+    @cached_property
+    def by_name(self) -> dict[str, Call]:
+        """Calls by name."""
+        return {call.name: call for call in self.calls}
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Calls with a weight by the activation that they share: the unit of smoothing."""
+        groups: dict[str, list[str]] = {}
+        for call in self.calls:
+            if call.op.has_weight and call.tensors:
+                groups.setdefault(call.tensors[0], []).append(call.name)
+        return {tensor: tuple(names) for tensor, names in groups.items()}

@@ -1,0 +1,320 @@
+"""From a model and example inputs to the copy that deployment starts from, and the graph of its calls."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from raysq.errors import ModelError
+from raysq.graph import Call, ModelGraph, Node, OpType
+from raysq.intercept import Function, Interceptor, Operands, Site
+
+__all__ = ["deployable", "record", "same_outputs"]
+
+log = logging.getLogger("raysq")
+
+FLOAT_ONLY = {  # functions that multiply matrices and that no backend here runs in int8
+    "scaled_dot_product_attention": "fused attention has no int8 kernel",
+    "einsum": "einsum has no int8 kernel; torch.matmul has one",
+    "baddbmm": "baddbmm has no int8 kernel; torch.matmul has one",
+    "gru": "GRU has no int8 kernel",
+    "rnn_tanh": "RNN has no int8 kernel",
+    "rnn_relu": "RNN has no int8 kernel",
+    "bilinear": "bilinear has no int8 kernel",
+}
+MUTATING = {"__iadd__", "add_", "relu_", "relu6_", "__imul__", "mul_", "hardtanh_", "silu_", "hardswish_"}
+NORMS = {"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"}
+# Each output channel is the input channel times a factor that a positive scale passes through unchanged.
+HOMOGENEOUS = {"relu", "leaky_relu", "dropout", "contiguous", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+ROUNDING = 1e-3  # largest relative difference that folding a batch norm may make in fp32
+
+
+def deployable(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[nn.Module, ModelGraph]:
+    """Return the fp32 copy that is quantized, and its graph; the model itself is not changed.
+
+    The copy shares the model's weights, is in eval mode, has its in-place ops out of place where that changes no
+    output, and its batch norms folded into the convolutions and linear layers before them.
+
+    Raises:
+        ModelError: on a device other than the CPU, not copyable, failing on the inputs, nothing to quantize.
+    """
+    _check_devices(model)
+    if model.training:
+        log.info("the model is in train mode: raysq works on a copy of it in eval mode.")
+    plain = _copy(model)
+    with torch.no_grad():
+        wanted = _run(plain, args, kwargs)
+        candidate = _copy(model)
+        for module in candidate.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]
+        graph = record(candidate, args, kwargs)
+        with Interceptor(candidate):
+            if not same_outputs(candidate(*args, **kwargs), wanted, 0.0):
+                candidate, graph = plain, record(plain, args, kwargs, out_of_place=False)
+        folded = _fold(candidate, graph)
+        if folded:
+            if same_outputs(candidate(*args, **kwargs), wanted, ROUNDING):
+                graph = record(candidate, args, kwargs, out_of_place=graph.out_of_place, folded=folded)
+            else:  # a batch norm with extreme statistics: folding would change the fp32 model
+                candidate = _copy(model)
+                graph = record(candidate, args, kwargs, out_of_place=False)
+    if not graph.calls:
+        raise ModelError(
+            "the model has no quantizable op: raysq looks for "
+            + ", ".join(op.value for op in OpType)
+            + ". Does the forward on the example inputs reach them?"
+        )
+    return candidate, graph
+
+
+def same_outputs(got: Any, wanted: Any, tolerance: float) -> bool:
+    """Whether two outputs have the same tensors, within a tolerance relative to each tensor's largest value."""
+    ours, theirs = tree_leaves(got), tree_leaves(wanted)
+    if len(ours) != len(theirs):
+        return False
+    for a, b in zip(ours, theirs, strict=True):
+        if isinstance(a, Tensor) != isinstance(b, Tensor):
+            return False
+        if not isinstance(a, Tensor):
+            continue
+        if a.shape != b.shape:
+            return False
+        if not b.is_floating_point():
+            if tolerance == 0 and not torch.equal(a, b):
+                return False
+            continue
+        bound = tolerance * float(b.abs().nan_to_num(posinf=0.0).max()) if b.numel() else 0.0
+        if not torch.allclose(a.float(), b.float(), rtol=0.0, atol=bound + 1e-6, equal_nan=True):
+            return False
+    return True
+
+
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    out_of_place: bool = True,
+    folded: tuple[tuple[str, str], ...] = (),
+) -> ModelGraph:
+    """Run the model once and return the graph of what it called."""
+    recorder = _Recorder(model)
+    with torch.no_grad(), Interceptor(model, recorder.call, recorder.function, out_of_place=out_of_place):
+        model(*args, **kwargs)
+    blocks = _blocks(model, recorder.calls)
+    calls = tuple(_finish(call, blocks, recorder) for call in recorder.calls)
+    return ModelGraph(
+        calls=calls,
+        nodes=tuple(recorder.nodes),
+        blocks=blocks,
+        folded=folded,
+        left_in_float=recorder.left_in_float,
+        out_of_place=out_of_place,
+    )
+
+
+class _Recorder:
+    """Follows every tensor of one forward: which function made it, and which read it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._types = {path: type(module).__name__ for path, module in model.named_modules()}
+        self._names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._storages = {
+            t.untyped_storage().data_ptr(): n for n, t in model.named_parameters() if t.untyped_storage().nbytes()
+        }
+        self._values: WeakIdKeyDictionary[Tensor, int] = WeakIdKeyDictionary()
+        self._made = 0
+        self._operands: Operands | None = None
+        self._canonical: dict[int, str] = {}
+        self.nodes: list[Node] = []
+        self.calls: list[Call] = []
+        self.left_in_float: dict[str, str] = {}
+
+    def call(self, site: Site, operands: Operands) -> Any:
+        self._operands = operands
+        return operands.run(operands.activations, operands.weights)
+
+    def function(self, function: Function, site: Site | None, result: Any) -> None:
+        tensors = [t for t in tree_leaves((function.args, dict(function.kwargs))) if isinstance(t, Tensor)]
+        parameters = tuple(self._names[id(t)] for t in tensors if id(t) in self._names)
+        inputs = tuple(self._value(t) for t in tensors if id(t) not in self._names)
+        if site is not None and self._operands is not None:
+            self.calls.append(self._describe(site, self._operands, result))
+            self._operands = None
+        outputs = tuple(self._new_value(t) for t in tree_leaves(result) if isinstance(t, Tensor))
+        if not outputs:
+            return  # asks a tensor for its size or type
+        where = f"{function.module}:{function.name}" if function.module else function.name
+        if function.name in FLOAT_ONLY:
+            self.left_in_float[where] = FLOAT_ONLY[function.name]
+        elif function.name in MUTATING:
+            self.left_in_float[where] = "changes its input in place, and that is read under another name"
+        name = site.name if site is not None else None
+        self.nodes.append(Node(len(self.nodes), function.name, function.module, inputs, outputs, name, parameters))
+
+    def _value(self, tensor: Tensor) -> int:
+        known = self._values.get(tensor)
+        return self._new_value(tensor) if known is None else known
+
+    def _new_value(self, tensor: Tensor) -> int:
+        self._made += 1
+        self._values[tensor] = self._made
+        return self._made
+
+    def _describe(self, site: Site, operands: Operands, result: Any) -> Call:
+        tensors = []
+        for position, tensor in enumerate(operands.activations):
+            value = self._value(tensor)
+            tensors.append(self._canonical.setdefault(value, f"{site.name}/{position}"))
+        output = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
+        weight = operands.weights[0] if operands.weights else None
+        return Call(
+            name=site.name,
+            op=site.op,
+            module=site.module,
+            module_type=self._types[site.module],
+            tensors=tuple(tensors),
+            input_shapes=tuple(tuple(t.shape) for t in operands.activations),
+            output_shape=tuple(output.shape),
+            weight=None if weight is None else self._storages.get(weight.untyped_storage().data_ptr()),
+            weight_shape=() if weight is None else tuple(weight.shape),
+            groups=operands.groups,
+            macs=_macs(site.op, operands, output),
+            block=None,
+            absorber=None,
+        )
+
+
+def _macs(op: OpType, operands: Operands, output: Tensor) -> int:
+    if op is OpType.LSTM:
+        steps = math.prod(operands.activations[0].shape[:-1])
+        return steps * sum(w.numel() for w in operands.weights if w.dim() == 2)
+    if op is OpType.LINEAR:
+        return output.numel() * operands.weights[0].shape[1]
+    if op.is_conv:
+        weight = operands.weights[0]  # (out, in/groups, *kernel), transposed: (in, out/groups, *kernel)
+        if "transpose" in op.value:
+            return operands.activations[0].numel() * math.prod(weight.shape[1:])
+        return output.numel() * math.prod(weight.shape[1:])
+    if op in (OpType.MATMUL, OpType.BMM):
+        return output.numel() * operands.activations[0].shape[-1]
+    return 0
+
+
+def _finish(call: Call, blocks: Sequence[str], recorder: _Recorder) -> Call:
+    block = next((b for b in blocks if call.module == b or call.module.startswith(b + ".")), None)
+    return Call(**{**call.__dict__, "block": block, "absorber": _absorber(call, recorder)})
+
+
+def _absorber(call: Call, recorder: _Recorder) -> str | None:
+    """Return the module before a call that could take a scale per channel, if nothing else reads what it makes."""
+    if not (call.op.is_conv or call.op is OpType.LINEAR):
+        return None
+    weighted = {c.name for c in recorder.calls if c.op.is_conv or c.op is OpType.LINEAR}
+    makers = {value: node for node in recorder.nodes for value in node.outputs}
+    readers: dict[int, list[Node]] = defaultdict(list)
+    for node in recorder.nodes:
+        for value in node.inputs:
+            readers[value].append(node)
+    value = next(node for node in recorder.nodes if node.call == call.name).inputs[0]
+    below: Node | None = None
+    while value in makers:
+        maker = makers[value]
+        if not all(node is below or node.call in weighted for node in readers[value]):
+            return None
+        if maker.function in NORMS and maker.parameters or maker.call in weighted:
+            return maker.module
+        if maker.function not in HOMOGENEOUS or len(maker.inputs) != 1:
+            return None
+        value, below = maker.inputs[0], maker
+    return None
+
+
+def _blocks(model: nn.Module, calls: Sequence[Call]) -> tuple[str, ...]:
+    """Return the outermost modules whose class stands at least twice, with two calls or more in each."""
+    inside: Counter[str] = Counter()
+    for call in calls:
+        parts = call.module.split(".")
+        inside.update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    candidates = {p: type(m) for p, m in model.named_modules() if p and inside[p] >= 2 and type(m) not in containers}
+    repeated = {kind for kind, times in Counter(candidates.values()).items() if times >= 2}
+    paths: list[str] = []
+    for path, kind in candidates.items():  # named_modules lists outer modules before inner ones
+        if kind in repeated and not any(path.startswith(p + ".") for p in paths):
+            paths.append(path)
+    first = {path: next(i for i, c in enumerate(calls) if f"{c.module}.".startswith(path + ".")) for path in paths}
+    return tuple(sorted(paths, key=first.__getitem__))
+
+
+def _fold(model: nn.Module, graph: ModelGraph) -> tuple[tuple[str, str], ...]:
+    """Merge each batch norm into the convolution or linear layer before it, in place on our copy."""
+    modules = dict(model.named_modules())
+    readers = Counter(value for node in graph.nodes for value in node.inputs)
+    uses = Counter(node.module for node in graph.nodes if node.call or node.function == "batch_norm")
+    makers = {value: node for node in graph.nodes for value in node.outputs}
+    folded = []
+    for node in graph.nodes:
+        before = makers.get(node.inputs[0]) if node.function == "batch_norm" and node.inputs else None
+        if before is None or before.call is None or readers[node.inputs[0]] != 1:
+            continue
+        norm, layer = modules[node.module], modules[before.module]
+        if uses[node.module] != 1 or uses[before.module] != 1 or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        if norm.running_mean is None:
+            continue
+        if isinstance(layer, nn.Linear) and layer.out_features == norm.num_features:
+            merged: nn.Module = fuse_linear_bn_eval(layer, norm)  # type: ignore[type-var]
+        elif isinstance(layer, nn.modules.conv._ConvNd):
+            merged = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
+        else:
+            continue
+        _replace(model, before.module, merged)
+        _replace(model, node.module, nn.Identity())
+        folded.append((before.module, node.module))
+    return tuple(folded)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Copy the modules but share the weights, which nothing here ever writes to."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, shared).eval()
+    except Exception as exc:
+        raise ModelError(f"the model can't be copied: {exc}. raysq quantizes a copy, never the model itself.") from exc
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as exc:
+        shapes = [tuple(t.shape) for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+        raise ModelError(f"the model fails on the example inputs (shapes {shapes}): {exc}") from exc
+
+
+def _check_devices(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ModelError(f"the model must be on the CPU, but {name} is on {tensor.device}. Call model.cpu() first.")
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32 and name:
+            raise ModelError(f"the model must be fp32, but {name} is {tensor.dtype}. Call model.float() first.")

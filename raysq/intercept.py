@@ -1,0 +1,292 @@
+"""The one place where a model's calls are intercepted: inspecting, observing and building all stand on it.
+
+A torch function mode sees modules and functional ops alike, under `torch.jit.trace` too. Global forward hooks keep
+the path of the module that is running, so that every call gets a name that is stable from run to run.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from raysq.graph import OpType
+
+__all__ = ["Function", "Interceptor", "Operands", "Site"]
+
+CALLS: Mapping[str, OpType] = {
+    "conv1d": OpType.CONV1D,
+    "conv2d": OpType.CONV2D,
+    "conv3d": OpType.CONV3D,
+    "conv_transpose1d": OpType.CONV_TRANSPOSE1D,
+    "conv_transpose2d": OpType.CONV_TRANSPOSE2D,
+    "conv_transpose3d": OpType.CONV_TRANSPOSE3D,
+    "linear": OpType.LINEAR,
+    "addmm": OpType.LINEAR,
+    "matmul": OpType.MATMUL,
+    "bmm": OpType.BMM,
+    "add": OpType.ADD,
+    "max_pool1d": OpType.MAX_POOL,
+    "max_pool2d": OpType.MAX_POOL,
+    "max_pool3d": OpType.MAX_POOL,
+    "avg_pool2d": OpType.AVG_POOL,
+    "avg_pool3d": OpType.AVG_POOL,
+    "adaptive_avg_pool2d": OpType.AVG_POOL,
+    "adaptive_avg_pool3d": OpType.AVG_POOL,
+    "embedding_bag": OpType.EMBEDDING_BAG,
+    "lstm": OpType.LSTM,
+}
+SPELLINGS = {"__add__": "add", "__radd__": "add", "__matmul__": "matmul", "__rmatmul__": "matmul", "mm": "matmul"}
+IN_PLACE = {"__iadd__": "add", "add_": "add", "relu_": "relu", "__imul__": "mul", "mul_": "mul", "relu6_": "relu6"}
+OUT_OF_PLACE: Mapping[str, Callable[..., Any]] = {
+    "add": torch.add,
+    "mul": torch.mul,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+}
+# A copy of torch's own function in which no argument ever claims to override it: run under the mode again,
+# it shows the linear layers and products inside, which torch hides in one opaque call.
+ATTENTION = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.__dict__, "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+ATTENTION.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a function was called from: its name, kind, and the module whose forward was running."""
+
+    name: str
+    op: OpType
+    function: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of a quantizable call, whatever the spelling of the function was.
+
+    Attributes:
+        activations: inputs that are data.
+        weights: trained operands; an LSTM has several, most calls have one, products and sums none.
+        run: computes the call with other activations and weights.
+        groups: of a convolution, else 1.
+    """
+
+    activations: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Function:
+    """A torch function that was called, with the arguments it got."""
+
+    name: str
+    module: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Interceptor(TorchFunctionMode):
+    """Runs `on_call` in place of every quantizable call inside `model`, by default the call itself.
+
+    Args:
+        model: the root; functions called outside of its forward pass through untouched.
+        on_call: gets the site and its operands, returns the result of the call.
+        on_function: told of every other function and of every call, with its result.
+        out_of_place: turn in-place ops into out-of-place ones, so that they can be quantized and fused.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_call: Callable[[Site, Operands], Any] | None = None,
+        on_function: Callable[[Function, Site | None, Any], None] | None = None,
+        *,
+        out_of_place: bool = True,
+    ) -> None:
+        super().__init__()
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._leaves = {
+            path: not any(module.children()) and type(module).__module__.startswith("torch.nn")
+            for path, module in model.named_modules()
+        }
+        self._on_call = on_call or (lambda _, operands: operands.run(operands.activations, operands.weights))
+        self._on_function = on_function
+        self._out_of_place = out_of_place
+        self._stack: list[str] = []
+        self._seen: Counter[str] = Counter()
+        self._hooks: list[Any] = []
+        self._depth = 0
+
+    def __enter__(self) -> Interceptor:
+        if self._depth == 0:  # entered again inside of an attention
+            self._stack.clear()
+            self._hooks = [
+                nn.modules.module.register_module_forward_pre_hook(self._enter_module),
+                nn.modules.module.register_module_forward_hook(self._leave_module, always_call=True),
+            ]
+        self._depth += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self._depth -= 1
+        if self._depth == 0:
+            for hook in self._hooks:
+                hook.remove()
+
+    def _enter_module(self, module: nn.Module, _: object) -> None:
+        path = self._paths.get(id(module))
+        if path is not None:
+            if not self._stack:
+                self._seen.clear()
+            self._stack.append(path)
+
+    def _leave_module(self, module: nn.Module, _: object, __: object) -> None:
+        if id(module) in self._paths and self._stack:
+            self._stack.pop()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not self._stack or name == "__get__":
+            return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:
+                return ATTENTION(*args, **kwargs)
+        if self._out_of_place:
+            func, name, args, kwargs = _without_mutation(func, name, args, kwargs)
+        name = SPELLINGS.get(name, name)
+        operands = _operands(name, func, args, kwargs)
+        site = None if operands is None else self._site(name)
+        if site is None or operands is None:
+            result = func(*args, **kwargs)
+        else:
+            result = self._on_call(site, operands)
+        if self._on_function is not None:
+            self._on_function(Function(name, self._stack[-1], args, kwargs), site, result)
+        return result
+
+    def _site(self, function: str) -> Site:
+        module = self._stack[-1]
+        if self._leaves[module]:
+            base = module or function
+        else:
+            base = f"{module}:{function}" if module else function
+        self._seen[base] += 1
+        name = base if self._seen[base] == 1 else f"{base}#{self._seen[base]}"
+        return Site(name, CALLS[function], function, module)
+
+
+def _without_mutation(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, str, tuple[Any, ...], dict[str, Any]]:
+    """Return the out-of-place spelling of an in-place function; others come back as they are."""
+    if kwargs.get("inplace") is True:
+        return func, name, args, {**kwargs, "inplace": False}
+    plain = IN_PLACE.get(name)
+    if plain is None or not _same_kind(args):
+        return func, name, args, kwargs
+    return OUT_OF_PLACE[plain], plain, args, kwargs
+
+
+def _same_kind(args: tuple[Any, ...]) -> bool:
+    """Whether the result of an in-place op has the first operand's shape and type, as its out-of-place form would."""
+    target = args[0]
+    if not target.is_floating_point():
+        return False
+    return all(
+        not isinstance(a, Tensor) or (a.dtype == target.dtype and torch.broadcast_shapes(a.shape, target.shape) == target.shape)
+        for a in args[1:]
+    )
+
+
+def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    """Return the tensors of a quantizable call, or None if this use of the function is not one."""
+    op = CALLS.get(name)
+    if op is None:
+        return None
+    if op is OpType.LSTM:
+        return _lstm(func, args, kwargs)
+    if op is OpType.EMBEDDING_BAG:
+        return _embedding_bag(func, args, kwargs)
+    if name == "addmm":
+        return _addmm(args, kwargs)
+    if op is OpType.LINEAR or op.is_conv:
+        args, kwargs = _positional(("input", "weight", "bias"), args, kwargs)
+        x, weight, *rest = args
+        if not _is_data(x) or not _is_data(weight):
+            return None
+        groups = kwargs.get("groups", rest[5 if "transpose" in name else 4] if _has_groups(name, rest) else 1)
+        return Operands((x,), (weight,), lambda a, w: func(a[0], w[0], *rest, **kwargs), int(groups) if op.is_conv else 1)
+    if op in (OpType.MATMUL, OpType.BMM, OpType.ADD):
+        args, kwargs = _positional(("input", "other" if op is not OpType.BMM else "mat2"), args, kwargs)
+        if len(args) != 2 or kwargs or not all(_is_data(a) for a in args):
+            return None
+        if op is OpType.ADD and args[0].shape != args[1].shape or op is not OpType.ADD and min(a.dim() for a in args) < 2:
+            return None
+        return Operands(args, (), lambda a, _: func(a[0], a[1]))
+    args, kwargs = _positional(("input",), args, kwargs)
+    if not _is_data(args[0]) or kwargs.get("return_indices"):
+        return None
+    return Operands((args[0],), (), lambda a, _: func(a[0], *args[1:], **kwargs))
+
+
+def _has_groups(name: str, rest: Sequence[Any]) -> bool:
+    return len(rest) > (5 if "transpose" in name else 4)
+
+
+def _positional(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Move leading keyword arguments to their positions."""
+    kwargs = dict(kwargs)
+    for name in names[len(args) :]:
+        if name not in kwargs:
+            break
+        args = (*args, kwargs.pop(name))
+    return args, kwargs
+
+
+def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    """`addmm(bias, x, weight)`, with a trained weight of shape (in, out): a linear layer written the other way."""
+    args, kwargs = _positional(("input", "mat1", "mat2"), args, kwargs)
+    if len(args) != 3 or kwargs or not isinstance(args[2], nn.Parameter) or args[0].dim() != 1 or not _is_data(args[1]):
+        return None
+    bias, x, weight = args
+    return Operands((x,), (weight.t(),), lambda a, w: F.linear(a[0], w[0], bias))
+
+
+def _embedding_bag(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    args, kwargs = _positional(("input", "weight"), args, kwargs)
+    indices, weight, *rest = args
+    if not _is_data(weight):
+        return None
+    return Operands((), (weight,), lambda _, w: func(indices, w[0], *rest, **kwargs))
+
+
+def _lstm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    """`lstm(input, hx, weights, …)`; the packed-sequence form has a tensor in second place and stays in float."""
+    if isinstance(args[1], Tensor) or not _is_data(args[0]):
+        return None
+    x, hidden, flat, *rest = args
+    return Operands((x,), tuple(flat), lambda a, w: func(a[0], hidden, list(w), *rest, **kwargs))
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -1,0 +1,165 @@
+"""Paired timing: two models run in turn in one process, so that what disturbs one disturbs the other too."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raysq.options import Latency
+from raysq.result import Ratio
+
+__all__ = ["Timing", "alone", "pair", "ratio_of", "threads"]
+
+Clock = Callable[[], float]
+Model = Callable[..., Any]
+
+WARMUP_RUNS = 3  # oneDNN Graph compiles its partitions in the first two calls
+SAMPLE_S = 1e-3  # a sample repeats a call until it lasts this long: the clock and the scheduler blur less
+MIN_PAIRS = 6  # the fewest whose range is a 95 % interval of the median: 1 - 2 / 2**6 = 0.969
+MAX_PAIRS = 1000
+HOPELESS = 20.0  # an int8 model this many times slower hit a reference kernel (8 s a call were seen): stop early
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a paired timing saw, in milliseconds.
+
+    Attributes:
+        candidate_ms: median of the candidate.
+        reference_ms: median of the reference.
+        ratio: median of candidate / reference over the pairs, with its 95 % interval.
+        pairs: every pair (candidate, reference).
+        hopeless: whether the candidate was so slow that timing ended early; the interval is then all that was seen.
+    """
+
+    candidate_ms: float
+    reference_ms: float
+    ratio: Ratio
+    pairs: tuple[tuple[float, float], ...]
+    hopeless: bool = False
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads, >= 1, inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pair(
+    candidate: Model,
+    reference: Model,
+    *,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    num_threads: int,
+    latency: Latency,
+    clock: Clock = time.perf_counter,
+) -> Timing:
+    """Time two models on the same inputs until their ratio is known well enough, or time is up.
+
+    At least six pairs are taken, whatever the budget, unless the candidate turns out hopeless.
+
+    Args:
+        candidate: the model in question.
+        reference: what it is compared with.
+        args: positional inputs of both.
+        kwargs: keyword inputs of both.
+        num_threads: threads of deployment, >= 1.
+        latency: the budget in seconds, and the relative width of the interval that is good enough.
+        clock: seconds, as `time.perf_counter`.
+    """
+
+    def sample(model: Model, calls: int) -> float:
+        begin = clock()
+        for _ in range(calls):
+            model(*args, **kwargs)
+        return (clock() - begin) / calls * 1e3
+
+    with threads(num_threads), torch.no_grad():
+        begin = clock()
+        slow = _warm_up(sample, candidate, clock, latency.budget_s)
+        fast = _warm_up(sample, reference, clock, latency.budget_s)
+        if slow > HOPELESS * fast:
+            return _timing([(slow, fast)], hopeless=True)
+        calls = [max(1, math.ceil(SAMPLE_S * 1e3 / max(ms, 1e-6))) for ms in (slow, fast)]
+        pairs: list[tuple[float, float]] = []
+        while len(pairs) < MAX_PAIRS:
+            if len(pairs) % 2:
+                fast, slow = sample(reference, calls[1]), sample(candidate, calls[0])
+            else:
+                slow, fast = sample(candidate, calls[0]), sample(reference, calls[1])
+            pairs.append((slow, fast))
+            if len(pairs) < MIN_PAIRS:
+                continue
+            ratio = ratio_of(pairs)
+            if ratio.high - ratio.low < latency.ci_width * ratio.value or clock() - begin > latency.budget_s:
+                break
+        return _timing(pairs)
+
+
+def alone(
+    model: Model,
+    *,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    num_threads: int,
+    budget_s: float = 0.2,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Return the median milliseconds of one model after warm-up, from at least three samples."""
+    with threads(num_threads), torch.no_grad():
+        for _ in range(WARMUP_RUNS):
+            model(*args, **kwargs)
+        begin = clock()
+        seen: list[float] = []
+        while len(seen) < 3 or clock() - begin < budget_s:
+            start = clock()
+            model(*args, **kwargs)
+            seen.append((clock() - start) * 1e3)
+        return statistics.median(seen)
+
+
+def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """Return the median of a / b over pairs of positive times, with a distribution-free 95 % interval.
+
+    The k-th smallest and k-th largest of n ratios enclose the true median with probability
+    1 - 2 P(Binomial(n, 1/2) < k), whatever their distribution. Below six pairs no k reaches 95 %: the interval is
+    then the range that was seen.
+    """
+    ratios = sorted(a / b for a, b in pairs)
+    k = _rank(len(ratios))
+    return Ratio(statistics.median(ratios), ratios[k - 1], ratios[len(ratios) - k])
+
+
+def _rank(n: int) -> int:
+    """Return the largest k >= 1 with P(Binomial(n, 1/2) < k) <= 0.025, or 1."""
+    below, k = 0.0, 0
+    while (below := below + math.comb(n, k) * 0.5**n) <= 0.025:
+        k += 1
+    return max(k, 1)
+
+
+def _warm_up(sample: Callable[[Model, int], float], model: Model, clock: Clock, budget_s: float) -> float:
+    begin = clock()
+    for _ in range(WARMUP_RUNS):
+        last = sample(model, 1)
+        if clock() - begin > budget_s and last > budget_s * 1e3:  # not compilation: a second call as slow won't help
+            break
+    return last
+
+
+def _timing(pairs: list[tuple[float, float]], hopeless: bool = False) -> Timing:
+    slow, fast = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return Timing(slow, fast, ratio_of(pairs), tuple(pairs), hopeless)
