@@ -5,20 +5,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raysq.errors import BackendError, OptionError, unknown
-from raysq.recipe import Approach, Granularity, Precision, QuantDType, Scheme
+from raysq.errors import BackendError, OptionError, RecipeError, unknown
+from raysq.recipe import Approach, Granularity, OpConfig, Precision, QuantDType, Rounding, Scheme
 
 if TYPE_CHECKING:
     import torch
 
     from raysq.graph import ModelGraph, OpType
+    from raysq.plan import Planner
     from raysq.recipe import Recipe
     from raysq.stats import CalibrationStats
 
-__all__ = ["BACKENDS", "Backend", "BuiltModel", "Capabilities", "OpCapability", "Source", "available", "get"]
+__all__ = ["BACKENDS", "Backend", "BuiltModel", "Capabilities", "OpCapability", "Source", "available", "check", "get"]
 
 BACKENDS: Mapping[str, str] = {"ipex": "raysq.kernels.ipex", "reference": "raysq.kernels.reference"}
 PREFERRED = ("ipex", "reference")  # order in which backend=None looks for one that is available
@@ -51,6 +53,29 @@ class Capabilities:
     isa: tuple[str, ...]
     reduce_range: bool
 
+    def why_not(self, op: OpType, config: OpConfig) -> str:
+        """Say why a kind of call can't run under a configuration; "" if it can."""
+        capability = self.ops.get(op)
+        if capability is None:
+            return "" if config.precision is Precision.FP32 else f"{op} stays in fp32."
+        if config.precision not in capability.precisions:
+            return f"{op} runs in {', '.join(capability.precisions)}, not in {config.precision}."
+        if not config.is_int8:
+            return ""
+        if config.rounding is not Rounding.NEAREST:
+            return f"{config.rounding} rounding is not available yet."
+        if config.approach not in capability.approaches:
+            return f"{op} runs {' or '.join(capability.approaches)}, not {config.approach}."
+        pair = (config.activation.dtype, config.activation.scheme)
+        if capability.activations and pair not in capability.activations:
+            return f"activations of {op} can't be {pair[0]} {pair[1]}."
+        pair = (config.weight.dtype, config.weight.scheme)
+        if op.has_weight and pair not in capability.weights:
+            return f"weights of {op} can't be {pair[0]} {pair[1]}."
+        if op.has_weight and config.weight.granularity not in capability.granularities:
+            return f"weights of {op} can't be {config.weight.granularity}."
+        return ""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -69,6 +94,13 @@ class Source:
     stats: CalibrationStats | None
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def planner(self) -> Planner:
+        """What turns recipes into scales for this model."""
+        from raysq.plan import Planner
+
+        return Planner(self.model, self.graph, self.stats)
 
 
 class BuiltModel(Protocol):
@@ -142,3 +174,22 @@ def available() -> Backend:
         if engine.unavailable_because() is None:
             return engine
     raise BackendError(f"no backend can run here; tried {', '.join(PREFERRED)}.")
+
+
+def check(recipe: Recipe, source: Source, capabilities: Capabilities) -> None:
+    """Refuse a recipe that this backend can't run on this model.
+
+    Raises:
+        RecipeError: a call that the model doesn't have, or a choice beyond the capabilities.
+    """
+    name = capabilities.backend
+    if recipe.smoothing:
+        raise RecipeError(f"backend {name!r} can't run `smoothing` yet; leave it empty.")
+    if recipe.transforms:
+        raise RecipeError(f"backend {name!r} can't run the transforms {[str(t) for t in recipe.transforms]} yet.")
+    for call, config in recipe.ops.items():
+        if call not in source.graph.by_name:
+            raise RecipeError(unknown("call in the recipe:", call, source.graph.by_name))
+        reason = capabilities.why_not(source.graph[call].op, config)
+        if reason:
+            raise RecipeError(f"backend {name!r} can't run {call}: {reason}")

@@ -1,6 +1,6 @@
 """Uniform quantization: the formulas from a range to a scale and a zero point, and to integers and back.
 
-    q = clamp(round(x / scale) + zero_point, qmin, qmax)          round: half to even, as the CPU kernels do
+    q = clamp(round(x * (1 / scale)) + zero_point, qmin, qmax)    round: half to even, as the CPU kernels do
     x̂ = (q - zero_point) * scale
 
     affine      lo, hi widened to include 0;  scale = (hi - lo) / (qmax - qmin)
@@ -10,13 +10,19 @@
 
     grid        s8 [-128, 127]   u8 [0, 255]   reduced (7 bits): s8 [-64, 63]   u8 [0, 127]
 
-These are torch.ao.quantization's observers (2.8), which the tests compare bit for bit. INC's quantization guide
-prints other formulas, which err in four places: it multiplies by the scale instead of dividing; it scales affine
-s8 by 127 where the type has 255 steps; it scales symmetric u8 by 255 where half of the range, 127.5, is on each
-side of its zero point 128; and it doesn't widen the range to include zero, without which zero padding and ReLU
-get a rounding error of their own.
-A symmetric weight is divided by (qmax - qmin) / 2 = 127.5 as torch does it, so the largest magnitude may clamp
-by half a step.
+These are torch.ao.quantization's observers and quantize functions (2.8), which the tests compare bit for bit; they
+multiply by the float32 reciprocal, which decides how the largest magnitude of a symmetric range, a tie, is rounded.
+Torch has no symmetric u8 with a reduced range: its min-max observers refuse it, `HistogramObserver` leaves the zero
+point at 128, outside of [0, 127].
+
+INC's quantization guide prints other formulas, which err in these places. It multiplies by the scale instead of
+dividing. It scales affine s8 by 127 where the type has 255 steps. It scales symmetric u8 by 255 where half of
+that, 127.5, is on each side of its zero point 128. It doesn't widen the range to include zero, without which zero
+padding and ReLU get a rounding error of their own. It neither rounds nor clamps the zero point, nor clamps q. And
+what overflows on CPUs without VNNI isn't an fp16 intermediate but the int16 sum of two u8 x s8 products (2 * 255 *
+128 > 32767), which VNNI adds up in int32.
+A symmetric range is divided by (qmax - qmin) / 2 = 127.5 as torch does it (the guide's 127 for s8 is as sound), so
+the largest magnitude may clamp by half a step.
 """
 
 from __future__ import annotations
@@ -96,19 +102,19 @@ def qparams(lo: Any, hi: Any, grid: Grid, axis: int | None = None) -> QParams:
     if not (np.isfinite(low).all() and np.isfinite(high).all()) or np.any(np.asarray(hi) < np.asarray(lo)):
         raise ValueError(f"a range needs finite bounds in order, got [{lo}, {hi}].")
     if grid.symmetric:
-        scale = np.maximum(-low, high) / np.float32(grid.steps / 2)
-        scale = np.maximum(scale, EPS).astype(np.float32)
+        scale = np.maximum(np.maximum(-low, high) / np.float32(grid.steps / 2), EPS)
         zero = np.full(scale.shape, grid.middle, np.int32)
     else:
-        scale = np.maximum((high - low) / np.float32(grid.steps), EPS).astype(np.float32)
+        scale = np.maximum((high - low) / np.float32(grid.steps), EPS)
         zero = np.clip(grid.qmin - np.round(low / scale), grid.qmin, grid.qmax).astype(np.int32)
-    return QParams(scale, zero, grid, axis)
+    return QParams(np.asarray(scale, np.float32), np.asarray(zero, np.int32), grid, axis)
 
 
 def quantize(x: NDArray[Any], p: QParams) -> NDArray[np.int32]:
     """Return the integers of `x`, of any shape; values out of range clamp, NaN becomes the zero point."""
     scale, zero = _along(p, x.ndim)
-    return np.clip(np.round(np.nan_to_num(x / scale)) + zero, p.grid.qmin, p.grid.qmax).astype(np.int32)
+    q = np.round(np.nan_to_num(x * (1 / scale))) + zero
+    return np.asarray(np.clip(q, p.grid.qmin, p.grid.qmax), np.int32)
 
 
 def dequantize(q: NDArray[np.int32], p: QParams) -> NDArray[np.float32]:

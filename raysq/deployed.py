@@ -1,147 +1,30 @@
-"""The two faces of a traced model: flat tensors inside, the original forward's arguments and output class outside."""
+"""A traced model as users get it: the original forward's arguments in, its output class out."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from raysq.errors import ModelError
-from raysq.structure import AttributeDict, Description, describe, find_class, has_tensor, match, rebuild
+from raysq.flattened import SIGNATURE_VERSION, Flattened
+from raysq.structure import (
+    TRUSTED_PACKAGE,
+    AttributeDict,
+    Description,
+    find_class,
+    has_tensor,
+    match,
+    rebuild,
+)
 
 __all__ = ["Deployed", "Flattened"]
-
-SIGNATURE_VERSION = 1
-
-
-def _forward_signature(model: torch.nn.Module) -> inspect.Signature:
-    try:
-        return inspect.signature(model.forward)
-    except (TypeError, ValueError):  # a ScriptModule's forward has none
-        return inspect.Signature(
-            [
-                inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-                inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-            ]
-        )
-
-
-def _one_or_tuple(tensors: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
-
-
-class Flattened(torch.nn.Module):
-    """A model as a function of positional tensors, which is what `torch.jit.trace` takes.
-
-    Args:
-        model: called as `model(*args, **kwargs)`.
-        args: positional example inputs, any nesting of tensors and constants.
-        kwargs: keyword example inputs.
-
-    Attributes:
-        model: the wrapped model.
-        example: the tensors of the example inputs, in the order that `forward` takes them.
-
-    Raises:
-        ModelError: the inputs don't fit the model's signature, or hold something else than tensors and constants.
-
-    Example:
-        >>> flat = Flattened(model, (x,), {"mask": mask})
-        >>> traced = torch.jit.trace(flat, flat.example)
-        >>> Deployed(traced, flat.signature())(x, mask=mask)
-    """
-
-    def __init__(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.example: tuple[Tensor, ...] = ()
-        self._objects: dict[str, Any] = {}
-        self._output: dict[str, Description] = {}
-        declared = _forward_signature(model)
-        try:
-            bound = declared.bind(*args, **(kwargs or {}))
-        except TypeError as exc:
-            raise ModelError(f"the example inputs don't fit forward{declared}: {exc}.") from exc
-        self._parameters_ = []
-        for parameter in declared.parameters.values():
-            entry: Description = {"name": parameter.name, "kind": parameter.kind.name}
-            if parameter.name in bound.arguments:
-                value = bound.arguments[parameter.name]
-                tensors, entry["example"] = describe(value, f"input {parameter.name!r}", self._objects)
-                self.example += tuple(tensors)
-            elif parameter.default is not inspect.Parameter.empty:
-                entry["default"] = _describe_default(parameter.default)
-            self._parameters_.append(entry)
-        if not self.example:
-            raise ModelError("the example inputs hold no tensor; pass those that the model is called with.")
-
-    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the model; returns one tensor, or a flat tuple of them."""
-        leaves = iter(tensors)
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        by_name = False  # positional parameters after one that was left out are passed by name
-        for parameter in self._parameters_:
-            kind = parameter["kind"]
-            if "example" not in parameter:
-                by_name = True
-                continue
-            value = rebuild(parameter["example"], leaves, self._objects)
-            if kind == "VAR_POSITIONAL":
-                args += value
-            elif kind == "VAR_KEYWORD":
-                kwargs.update(value)
-            elif kind == "POSITIONAL_ONLY" or (kind == "POSITIONAL_OR_KEYWORD" and not by_name):
-                args.append(value)
-            else:
-                kwargs[parameter["name"]] = value
-        outputs, self._output["description"] = describe(
-            self.model(*args, **kwargs), "the model's output", self._objects, omit=True
-        )
-        if not outputs:
-            raise ModelError("the model's output holds no tensor, so there is nothing to deploy.")
-        return _one_or_tuple(outputs)
-
-    @property
-    def objects(self) -> Mapping[str, Any]:
-        """Classes and constants of inputs and output that a signature can only name."""
-        return self._objects
-
-    def signature(self) -> Description:
-        """Return how the model is called and what it returns, as plain JSON; runs it once if it hasn't been."""
-        if not self._output:
-            with torch.no_grad():
-                self(*self.example)
-        dtypes = [p.dtype for p in self.model.parameters() if p.dtype.is_floating_point]
-        return {
-            "version": SIGNATURE_VERSION,
-            "parameters": self._parameters_,
-            "output": self._output["description"],
-            "dtype": str(dtypes[0] if dtypes else torch.float32).removeprefix("torch."),
-            **_describe_config(getattr(self.model, "config", None)),
-        }
-
-
-def _describe_default(value: Any) -> Description:
-    try:
-        return describe(value, "default")[1]
-    except ModelError:
-        return {"kind": "repr", "text": repr(value)}
-
-
-def _describe_config(config: Any) -> Description:
-    values = config.to_dict() if hasattr(config, "to_dict") else config
-    if not isinstance(values, dict):
-        return {}
-    cls = type(config)
-    return {"config": json.loads(json.dumps(values, default=str)), "config_class": f"{cls.__module__}:{cls.__qualname__}"}
 
 
 class Deployed(torch.nn.Module):
@@ -160,6 +43,8 @@ class Deployed(torch.nn.Module):
         ModelError: the signature was written by a newer version.
     """
 
+    _call: Callable[..., Any]
+
     def __init__(
         self,
         call: Callable[..., Any],
@@ -177,16 +62,7 @@ class Deployed(torch.nn.Module):
         self.__dict__["_call"] = call  # not registered: its weights stay as they are, whoever else holds them
         self._declared = json.loads(json.dumps(dict(signature)))
         self._objects = dict(objects or {})
-        self._binder = inspect.Signature(
-            [
-                inspect.Parameter(
-                    entry["name"],
-                    inspect._ParameterKind[entry["kind"]],
-                    default=None if "default" in entry else inspect.Parameter.empty,
-                )
-                for entry in self._declared["parameters"]
-            ]
-        )
+        self._binder = inspect.Signature([_parameter(entry) for entry in self._declared["parameters"]])
         dtype = getattr(torch, self._declared["dtype"])
         self.anchor = torch.nn.Parameter(torch.zeros(1, dtype=dtype), requires_grad=False)
         if config is not None:
@@ -221,14 +97,13 @@ class Deployed(torch.nn.Module):
             bound = self._binder.bind(*args, **kwargs).arguments
             tensors: list[Tensor] = []
             for entry in self._declared["parameters"]:
-                name, fixed = entry["name"], entry.get("example", entry.get("default"))
-                where = f"input {name!r}"
-                if name in bound and fixed is None:  # *args or **kwargs that the example left empty
-                    _refuse_extras(entry["kind"], bound[name])
-                elif name in bound:
-                    tensors += match(fixed, bound[name], where)
-                elif "example" in entry and has_tensor(fixed):
-                    raise TypeError(f"{where} is missing")
+                name, traced = entry["name"], entry.get("example", entry.get("default"))
+                if entry["kind"] == "VAR_KEYWORD" and name in bound:
+                    bound[name] = _without_none(bound[name], traced["keys"])
+                if name in bound:
+                    tensors += match(traced, bound[name], f"input {name!r}")
+                elif has_tensor(traced):
+                    raise TypeError(f"input {name!r} is missing")
         except TypeError as exc:
             raise TypeError(f"{exc}. This model was traced with the inputs {self._traced_with()}.") from None
         return tuple(tensors)
@@ -284,19 +159,20 @@ class Deployed(torch.nn.Module):
         raise ModelError("a deployed model's device and precision are fixed when it is built: it runs on the CPU.")
 
 
-def _refuse_extras(kind: str, given: Any) -> None:
-    if kind == "VAR_KEYWORD":
-        extras = [f"{name!r}" for name, value in given.items() if value is not None]
-    else:
-        extras = [f"number {index}" for index, value in enumerate(given) if value is not None]
-    if extras:
-        raise TypeError(f"unexpected input {', '.join(extras)}")
+def _parameter(entry: Description) -> inspect.Parameter:
+    """Every plain parameter may be left out here: which ones may not is known from what was traced."""
+    default = inspect.Parameter.empty if entry["kind"].startswith("VAR_") else None
+    return inspect.Parameter(entry["name"], inspect._ParameterKind[entry["kind"]], default=default)
+
+
+def _without_none(given: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None or name in known}
 
 
 def _load_config(values: dict[str, Any], class_name: str) -> Any:
-    if re.match(r"transformers\.", class_name):
-        cls = find_class(class_name, ())
-        if cls is not None:
+    if TRUSTED_PACKAGE.fullmatch(class_name.partition(":")[0]):
+        cls = find_class(class_name)
+        if hasattr(cls, "from_dict"):
             return cls.from_dict(values)
     return _attributes(values)
 

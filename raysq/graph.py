@@ -10,6 +10,9 @@ from functools import cached_property
 __all__ = ["Call", "ModelGraph", "Node", "OpType"]
 
 
+SHAPE_CHANGES = {"flatten", "view", "reshape", "squeeze", "contiguous", "dropout"}  # dropout is idle in eval mode
+
+
 class OpType(StrEnum):
     """The kinds of calls that some backend can run in int8."""
 
@@ -132,6 +135,39 @@ class ModelGraph:
     def by_name(self) -> dict[str, Call]:
         """Calls by name."""
         return {call.name: call for call in self.calls}
+
+    @cached_property
+    def _makers(self) -> dict[int, Node]:
+        return {value: node for node in self.nodes for value in node.outputs}
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Node]]:
+        readers: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for value in node.inputs:
+                readers.setdefault(value, []).append(node)
+        return readers
+
+    @cached_property
+    def _node_of(self) -> dict[str, Node]:
+        return {node.call: node for node in self.nodes if node.call is not None}
+
+    def producer(self, call: str, position: int) -> tuple[Call | None, bool]:
+        """Return the call whose result an input is, shape changes apart, and whether nothing else reads it."""
+        inputs = self._node_of[call].inputs
+        if position >= len(inputs):
+            return None, False
+        value, alone = inputs[position], True
+        while True:
+            alone = alone and len(self._readers[value]) == 1
+            maker = self._makers.get(value)
+            if maker is None:
+                return None, False
+            if maker.call is not None:
+                return self.by_name[maker.call], alone
+            if maker.function not in SHAPE_CHANGES or len(maker.inputs) != 1:
+                return None, False
+            value = maker.inputs[0]
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:

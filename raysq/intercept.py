@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from raysq.graph import OpType
 
-__all__ = ["Function", "Interceptor", "Operands", "Site"]
+__all__ = ["Function", "Interceptor", "Operands", "Site", "Window"]
 
 CALLS: Mapping[str, OpType] = {
     "conv1d": OpType.CONV1D,
@@ -80,12 +80,24 @@ class Operands:
         weights: trained operands; an LSTM has several, most calls have one, products and sums none.
         run: computes the call with other activations and weights.
         groups: of a convolution, else 1.
+        window: what a convolution reads around a position, None for every other call.
     """
 
     activations: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
     groups: int = 1
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """The receptive field of a convolution, one entry per spatial axis; `padding` on each side or "same"/"valid"."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -227,13 +239,14 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         return _embedding_bag(func, args, kwargs)
     if name == "addmm":
         return _addmm(args, kwargs)
-    if op is OpType.LINEAR or op.is_conv:
+    if op is OpType.LINEAR:
         args, kwargs = _positional(("input", "weight", "bias"), args, kwargs)
-        x, weight, *rest = args
-        if not _is_data(x) or not _is_data(weight):
+        if not _is_data(args[0]) or not _is_data(args[1]):
             return None
-        groups = kwargs.get("groups", rest[5 if "transpose" in name else 4] if _has_groups(name, rest) else 1)
-        return Operands((x,), (weight,), lambda a, w: func(a[0], w[0], *rest, **kwargs), int(groups) if op.is_conv else 1)
+        bias, rest = _bias(args, kwargs)
+        return Operands((args[0],), (args[1],), lambda a, w: func(a[0], w[0], _like(bias, w[0]), *rest, **kwargs))
+    if op.is_conv:
+        return _conv(name, func, args, kwargs)
     if op in (OpType.MATMUL, OpType.BMM, OpType.ADD):
         args, kwargs = _positional(("input", "other" if op is not OpType.BMM else "mat2"), args, kwargs)
         if len(args) != 2 or kwargs or not all(_is_data(a) for a in args):
@@ -245,10 +258,6 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if not _is_data(args[0]) or kwargs.get("return_indices"):
         return None
     return Operands((args[0],), (), lambda a, _: func(a[0], *args[1:], **kwargs))
-
-
-def _has_groups(name: str, rest: Sequence[Any]) -> bool:
-    return len(rest) > (5 if "transpose" in name else 4)
 
 
 def _positional(
@@ -263,13 +272,52 @@ def _positional(
     return args, kwargs
 
 
+def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    transposed = "transpose" in name
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    if transposed:
+        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    x, weight = given["input"], given["weight"]
+    axes = weight.dim() - 2
+    if not _is_data(x) or not _is_data(weight) or x.dim() != axes + 2:
+        return None
+    args, kwargs = _positional(names, args, kwargs)
+    window = None
+    if not transposed:
+        padding = given.get("padding", 0)
+        window = Window(
+            kernel=tuple(weight.shape[2:]),
+            stride=_per_axis(given.get("stride", 1), axes),
+            padding=padding if isinstance(padding, str) else _per_axis(padding, axes),
+            dilation=_per_axis(given.get("dilation", 1), axes),
+        )
+    bias, rest = _bias(args, kwargs)
+    groups = given.get("groups", 1)
+    return Operands((x,), (weight,), lambda a, w: func(a[0], w[0], _like(bias, w[0]), *rest, **kwargs), groups, window)
+
+
+def _bias(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, tuple[Any, ...]]:
+    """Take the bias out of the arguments of a convolution or linear layer."""
+    return (args[2], args[3:]) if len(args) > 2 else (kwargs.pop("bias", None), ())
+
+
+def _like(bias: Tensor | None, weight: Tensor) -> Tensor | None:
+    return bias if bias is None or bias.dtype == weight.dtype else bias.to(weight.dtype)
+
+
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * axes if len(values) == 1 else values
+
+
 def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
     """`addmm(bias, x, weight)`, with a trained weight of shape (in, out): a linear layer written the other way."""
     args, kwargs = _positional(("input", "mat1", "mat2"), args, kwargs)
     if len(args) != 3 or kwargs or not isinstance(args[2], nn.Parameter) or args[0].dim() != 1 or not _is_data(args[1]):
         return None
     bias, x, weight = args
-    return Operands((x,), (weight.t(),), lambda a, w: F.linear(a[0], w[0], bias))
+    return Operands((x,), (weight.t(),), lambda a, w: F.linear(a[0], w[0], _like(bias, w[0])))
 
 
 def _embedding_bag(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:

@@ -21,6 +21,7 @@ Clock = Callable[[], float]
 Model = Callable[..., Any]
 
 WARMUP_RUNS = 3  # oneDNN Graph compiles its partitions in the first two calls
+PATIENCE_S = 5.0  # a warm-up that takes longer is cut to two runs
 SAMPLE_S = 1e-3  # a sample repeats a call until it lasts this long: the clock and the scheduler blur less
 MIN_PAIRS = 6  # the fewest whose range is a 95 % interval of the median: 1 - 2 / 2**6 = 0.969
 MAX_PAIRS = 1000
@@ -89,8 +90,7 @@ def pair(
 
     with threads(num_threads), torch.no_grad():
         begin = clock()
-        slow = _warm_up(sample, candidate, clock, latency.budget_s)
-        fast = _warm_up(sample, reference, clock, latency.budget_s)
+        slow, fast = _warm_up(sample, candidate, clock), _warm_up(sample, reference, clock)
         if slow > HOPELESS * fast:
             return _timing([(slow, fast)], hopeless=True)
         calls = [max(1, math.ceil(SAMPLE_S * 1e3 / max(ms, 1e-6))) for ms in (slow, fast)]
@@ -151,11 +151,11 @@ def _rank(n: int) -> int:
     return max(k, 1)
 
 
-def _warm_up(sample: Callable[[Model, int], float], model: Model, clock: Clock, budget_s: float) -> float:
+def _warm_up(sample: Callable[[Model, int], float], model: Model, clock: Clock) -> float:
     begin = clock()
-    for _ in range(WARMUP_RUNS):
+    for run in range(WARMUP_RUNS):
         last = sample(model, 1)
-        if clock() - begin > budget_s and last > budget_s * 1e3:  # not compilation: a second call as slow won't help
+        if run and clock() - begin > PATIENCE_S:
             break
     return last
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from raysq import calibration
+from raysq.arithmetic import Grid
 from raysq.calibration.base import Calibrator
 from raysq.calibration.minmax import MinMax
 from raysq.errors import RecipeError, unknown
@@ -105,6 +106,14 @@ class TensorConfig:
     granularity: Granularity = Granularity.PER_TENSOR
     algorithm: Calibrator = MinMax()
     reduce_range: bool = False
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that the tensor may take."""
+        symmetric = self.scheme is Scheme.SYMMETRIC
+        if self.dtype is QuantDType.S8:
+            return Grid(-64, 63, symmetric) if self.reduce_range else Grid(-128, 127, symmetric)
+        return Grid(0, 127 if self.reduce_range else 255, symmetric)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` is its inverse."""

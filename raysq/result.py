@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from raysq.recipe import Recipe
@@ -48,6 +48,7 @@ class Baseline:
         bf16_accuracy: score of the bf16 form, None where the CPU has no bf16 kernels.
         bf16_latency_ms: its median.
         bf16_ratio: its latency ratio to the fastest fp32.
+        dropped: float forms that are left out, and why.
     """
 
     accuracy: float
@@ -58,6 +59,7 @@ class Baseline:
     bf16_accuracy: float | None = None
     bf16_latency_ms: float | None = None
     bf16_ratio: Ratio | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,11 @@ def _fields(cls: type) -> tuple[str, ...] | None:
     return None
 
 
-def find_class(name: str, keys: tuple[str, ...]) -> type | None:
-    """Find a dataclass or named tuple that has these fields, or None.
-
-    It is looked up among the modules already imported; only `transformers` is imported for it.
+def find_class(name: str) -> Any:
+    """Find a class, or None; among the modules already imported: only `transformers` is imported for it.
 
     Args:
         name: "module:qualified name".
-        keys: the fields that it must have.
     """
     module_name, _, qualified = name.partition(":")
     if module_name not in sys.modules and TRUSTED_PACKAGE.fullmatch(module_name):
@@ -78,10 +75,14 @@ def find_class(name: str, keys: tuple[str, ...]) -> type | None:
     found: Any = sys.modules.get(module_name)
     for part in qualified.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, type):
-        return None
-    fields = _fields(found)
-    return found if fields is not None and set(keys) <= set(fields) else None
+    return found if isinstance(found, type) else None
+
+
+def _find_record(name: str, keys: list[str]) -> Any:
+    """Find a dataclass or named tuple with these fields: what an artifact names may be called only if it is one."""
+    cls = find_class(name)
+    fields = _fields(cls) if cls is not None else None
+    return cls if fields is not None and set(keys) <= set(fields) else None
 
 
 def describe(
@@ -219,5 +220,5 @@ def rebuild(description: Description, tensors: Iterator[Tensor], objects: Mappin
     if kind == "dict":
         return OrderedDict(named) if description["ordered"] else named
     name = description["class"]
-    cls = objects.get(name) or find_class(name, tuple(named))
+    cls = objects.get(name) or _find_record(name, list(named))
     return AttributeDict(named) if cls is None else cls(**named)

@@ -37,9 +37,12 @@ class Percentile(Calibrator):
     percent: float = 99.99
 
     def __post_init__(self) -> None:
-        if isinstance(self.percent, bool) or not isinstance(self.percent, int | float) or not 50 < self.percent <= 100:
-            hint = f" Did you mean {100 - self.percent:g}?" if _is_number(self.percent) and 0 <= self.percent < 50 else ""
-            raise RecipeError(f"`percentile` takes a percentage in (50, 100], got {self.percent!r}.{hint}")
+        if isinstance(self.percent, bool) or not isinstance(self.percent, int | float):
+            raise RecipeError(f"`percentile` takes a number, got {self.percent!r}.")
+        if not 50 < self.percent <= 100:
+            meant = 100 * self.percent if 0.5 < self.percent < 1 else 100 - self.percent
+            hint = f" Did you mean {meant:g}?" if 50 < meant < 100 else ""
+            raise RecipeError(f"`percentile` takes a percentage in (50, 100], got {self.percent}.{hint}")
         object.__setattr__(self, "percent", float(self.percent))
 
     def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
@@ -56,5 +59,8 @@ class Percentile(Calibrator):
 
 def quantile(histogram: Histogram, share: float) -> float:
     """Return the value below which this share of the counted ones lies, evenly spread within each bin."""
-    below = np.concatenate(([0], np.cumsum(histogram.counts)))
-    return float(np.interp(share * below[-1], below, histogram.edges))
+    upto = np.cumsum(histogram.counts)
+    target = share * upto[-1]
+    place = min(int(np.searchsorted(upto, target)), len(upto) - 1)
+    into = 1 - (upto[place] - target) / max(histogram.counts[place], 1)
+    return float((histogram.first + place + into) * histogram.width)

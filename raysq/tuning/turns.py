@@ -6,7 +6,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Turns:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._held = threading.local()
+        self._thread = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Turns, (self.directory,)
@@ -44,7 +44,10 @@ class Turns:
         if self._inside:
             yield
             return
-        with self._locked("room", fcntl.LOCK_SH, through_door=fcntl.LOCK_SH):
+        with ExitStack() as stack:
+            with self._flock("door", fcntl.LOCK_SH):
+                stack.enter_context(self._flock("room", fcntl.LOCK_SH))
+            stack.enter_context(self._entered())
             yield
 
     @contextmanager
@@ -56,38 +59,33 @@ class Turns:
         """
         if self._inside:
             raise RuntimeError("`alone` inside `shared` or `alone` would wait for itself.")
-        with self._locked("door", fcntl.LOCK_EX), self._locked("room", fcntl.LOCK_EX):
+        with self._flock("door", fcntl.LOCK_EX), self._flock("room", fcntl.LOCK_EX), self._entered():
             yield
 
     @property
-    def _inside(self) -> int:
-        return getattr(self._held, "depth", 0)
+    def _inside(self) -> bool:
+        return getattr(self._thread, "inside", False)
 
     @contextmanager
-    def _locked(self, name: str, mode: int, through_door: int | None = None) -> Iterator[None]:
-        descriptor = self._open(name)
+    def _entered(self) -> Iterator[None]:
+        self._thread.inside = True
         try:
-            if through_door is None:
-                fcntl.flock(descriptor, mode)
-            else:
-                door = self._open("door")
-                try:
-                    fcntl.flock(door, through_door)
-                    fcntl.flock(descriptor, mode)
-                finally:
-                    os.close(door)
-            self._held.depth = self._inside + 1
+            yield
+        finally:
+            self._thread.inside = False
+
+    @contextmanager
+    def _flock(self, name: str, mode: int) -> Iterator[None]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, mode)
             try:
                 yield
             finally:
-                self._held.depth -= 1
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may still hold the descriptor open
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing isn't enough where a forked child has it open too
         finally:
             os.close(descriptor)
-
-    def _open(self, name: str) -> int:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        return os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 class TakesTurns(nn.Module):

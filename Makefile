@@ -1,0 +1,49 @@
+# Set-up is done by whatever target is asked for first, into .venv, and again when the project's requirements change.
+#
+#   make demo         search an int8 recipe for a small CNN, save it, load it again
+#   make test         the whole test suite          (make test ARGS="-m 'not slow'" for the quick part)
+#   make check        format, lint, types
+#   make wheel-smoke  build sdist and wheel, install the wheel into a clean environment, use it outside of the repo
+#
+# PYTHON       the interpreter that .venv is made with
+# PIP_FLAGS    further flags for every pip install
+# TORCH_INDEX  index with PyTorch's CPU wheels: saves 6 GB of CUDA libraries that raysq never touches
+
+PYTHON ?= python3.11
+PIP_FLAGS ?=
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS)
+
+.PHONY: demo test check format wheel-smoke clean
+
+demo: $(STAMP)
+	$(BIN)/raysq demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel-smoke: $(STAMP)
+	.ci/wheel-smoke
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) --index-url "$(TORCH_INDEX)" "torch==2.8.*")
+	$(PIP) -e ".[ipex,hyperopt,report,dev]"
+	touch $@

@@ -1,0 +1,62 @@
+"""Runs a model with quantization put around its calls, as a plan says: what every float-graph backend shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from raysq.arithmetic import QParams
+from raysq.intercept import Operands, Site
+from raysq.plan import CallPlan
+from raysq.recipe import Approach, Precision, TensorConfig
+
+__all__ = ["Insertion", "Numerics"]
+
+
+class Numerics(Protocol):
+    """How a backend rounds; each function returns values of the input's type and shape."""
+
+    def activation(self, x: Tensor, params: QParams) -> Tensor:
+        """Round an activation to the integers of `params`."""
+
+    def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
+        """Round an activation to integers that cover the range of this very tensor."""
+
+    def weight(self, w: Tensor, params: QParams) -> Tensor:
+        """Round a weight."""
+
+
+class Insertion:
+    """Computes each call in the precision that its plan gives: an `on_call` of the interceptor."""
+
+    def __init__(self, plans: Mapping[str, CallPlan], numerics: Numerics) -> None:
+        self._plans = plans
+        self._numerics = numerics
+
+    def __call__(self, site: Site, operands: Operands) -> Any:
+        plan = self._plans.get(site.name)
+        if plan is None or plan.reason or plan.config.precision is Precision.FP32:
+            return operands.run(operands.activations, operands.weights)
+        if plan.config.precision is Precision.BF16:
+            activations = [a.to(torch.bfloat16) for a in operands.activations]
+            weights = [w.to(torch.bfloat16) for w in operands.weights]
+            return _to_float(operands.run(activations, weights))
+        if plan.config.approach is Approach.DYNAMIC:
+            activations = [self._numerics.dynamic(a, plan.config.activation) for a in operands.activations]
+        else:
+            activations = [
+                a if p is None else self._numerics.activation(a, p)
+                for a, p in zip(operands.activations, plan.inputs, strict=True)
+            ]
+        params = plan.weights or {}
+        weights = [self._numerics.weight(w, params[i]) if i in params else w for i, w in enumerate(operands.weights)]
+        return operands.run(activations, weights)
+
+
+def _to_float(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result.float()
+    return tuple(_to_float(r) for r in result)

@@ -1,0 +1,97 @@
+"""Simulates any recipe in float on any machine: the numerical check for the int8 kernels, and a search without them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raysq.arithmetic import Grid, QParams
+from raysq.deployed import Deployed
+from raysq.flattened import Flattened
+from raysq.graph import OpType
+from raysq.intercept import Interceptor
+from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.built import ScriptedModel
+from raysq.kernels.cpu import instruction_sets, lacks_vnni
+from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
+from raysq.kernels.insertion import Insertion
+from raysq.recipe import Approach, Granularity, Precision, QuantDType, Scheme, TensorConfig
+
+if TYPE_CHECKING:
+    from raysq.recipe import Recipe
+
+__all__ = ["Engine"]
+
+ALL_PAIRS = (
+    (QuantDType.U8, Scheme.AFFINE),
+    (QuantDType.S8, Scheme.SYMMETRIC),
+    (QuantDType.S8, Scheme.AFFINE),
+    (QuantDType.U8, Scheme.SYMMETRIC),
+)
+
+
+class Numerics:
+    """The formulas of `raysq.arithmetic` as torch functions."""
+
+    def activation(self, x: Tensor, params: QParams) -> Tensor:
+        scale, zero = torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
+        return _round(x, scale, zero, params.grid)
+
+    def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
+        grid = config.grid
+        low, high = x.min().clamp(max=0.0), x.max().clamp(min=0.0)
+        eps = torch.finfo(torch.float32).eps
+        if grid.symmetric:
+            scale = (torch.maximum(-low, high) / (grid.steps / 2)).clamp_min(eps)
+            return _round(x, scale, torch.tensor(grid.middle), grid)
+        scale = ((high - low) / grid.steps).clamp_min(eps)
+        return _round(x, scale, (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax), grid)
+
+    def weight(self, w: Tensor, params: QParams) -> Tensor:
+        scale, zero = torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
+        if params.axis is not None:
+            shape = [1] * w.dim()
+            shape[params.axis] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        return _round(w, scale, zero, params.grid)
+
+
+def _round(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    return ((torch.round(x / scale) + zero).clamp(grid.qmin, grid.qmax) - zero) * scale
+
+
+class Engine:
+    """The reference backend: every pair of scheme and type, static and dynamic, on any CPU."""
+
+    name = "reference"
+
+    def unavailable_because(self) -> str | None:
+        return None
+
+    def capabilities(self) -> Capabilities:
+        precisions = (Precision.INT8, Precision.BF16, Precision.FP32)
+        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
+        approaches = (Approach.STATIC, Approach.DYNAMIC)
+        weighted = OpCapability(precisions, approaches, ALL_PAIRS, ALL_PAIRS[1:] + ALL_PAIRS[:1], granularities)
+        plain = OpCapability(precisions, approaches, ALL_PAIRS)
+        ops = {op: weighted if op.has_weight else plain for op in OpType}
+        return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
+
+    def float_forms(self) -> tuple[str, ...]:
+        return tuple(FORMS)
+
+    def build_float(self, source: Source, form: str) -> ScriptedModel:
+        return build_form(source, FORMS[form], self.name)
+
+    def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
+        check(recipe, source, self.capabilities())
+        plans = source.planner.plan(recipe)
+        flat = Flattened(source.model, source.args, source.kwargs)
+        insertion = Insertion(plans, Numerics())
+        script = freeze(flat, Interceptor(source.model, insertion, out_of_place=source.graph.out_of_place))
+        warm_up(script, flat)
+        executed = {n: Precision.FP32 if p.reason else p.config.precision for n, p in plans.items()}
+        left = {n: p.reason for n, p in plans.items() if p.reason}
+        return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left)

@@ -1,0 +1,144 @@
+"""Measures what int8 is compared with: the model's own score, and the fastest of its fp32 and bf16 forms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raysq import evaluation
+from raysq.errors import BackendError, EvaluationError
+from raysq.latency import Timing, pair
+from raysq.options import Goal, Latency
+from raysq.result import Baseline
+from raysq.structure import describe
+
+if TYPE_CHECKING:
+    from raysq.kernels.base import Backend, BuiltModel
+    from raysq.prepared import Prepared
+
+__all__ = ["BF16", "measure", "outputs"]
+
+BF16 = "bf16"  # a float form whose name holds this computes in bf16, any other in fp32
+RTOL = 1e-3  # of the largest output: fp32 kernels differ in the order of their sums, not in what they compute
+
+
+def measure(
+    prepared: Prepared, engine: Backend, model: Any, eval_fn: evaluation.EvalFn, goal: Goal, latency: Latency
+) -> Baseline:
+    """Score the model as it was given, and find the fastest float forms that the backend has of it.
+
+    Forms are built one at a time; at most two are alive, the fastest so far and its challenger. An fp32 form
+    must compute what the model computes; bf16 forms are scored with `eval_fn`.
+
+    Args:
+        prepared: the prepared model, with the inputs and the threads to time it with.
+        engine: its backend.
+        model: the model as it was given.
+        eval_fn: the evaluation.
+        goal: says which metric counts.
+        latency: the budget of each timing.
+
+    Raises:
+        EvaluationError: `eval_fn` fails on the model, or its score allows no relative loss.
+        BackendError: no fp32 form could be built.
+    """
+    score = evaluation.evaluate(eval_fn, model, goal)
+    goal.drop(score.value, score.value)  # a score of 0 allows no relative loss: say so before any work
+    contest = _Contest(prepared, engine, latency)
+    forms = engine.float_forms()
+    champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
+    best = None
+    for form in (form for form in forms if BF16 in form):
+        if built := contest.build(form):
+            timing = contest.time(built, champion)
+            contest.forms_ms[form] = timing.candidate_ms
+            if best is None or timing.ratio.value < best[0].ratio.value:
+                try:
+                    best = timing, evaluation.evaluate(eval_fn, built.model, goal).value
+                except EvaluationError as exc:
+                    contest.dropped[form] = str(exc)
+    return Baseline(
+        accuracy=score.value,
+        metrics=score.metrics,
+        latency_ms=contest.forms_ms[contest.winner],
+        form=contest.winner,
+        forms_ms=contest.forms_ms,
+        bf16_accuracy=best[1] if best else None,
+        bf16_latency_ms=best[0].candidate_ms if best else None,
+        bf16_ratio=best[0].ratio if best else None,
+        dropped=contest.dropped,
+    )
+
+
+def outputs(model: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors of a model's output, in order, whatever its class."""
+    with torch.no_grad():
+        return describe(model(*args, **kwargs), "the model's output", {}, omit=True)[0]
+
+
+class _Contest:
+    """Builds and times float forms, and remembers what came of them."""
+
+    def __init__(self, prepared: Prepared, engine: Backend, latency: Latency) -> None:
+        self.prepared = prepared
+        self.engine = engine
+        self.latency = latency
+        self.winner = ""
+        self.forms_ms: dict[str, float] = {}
+        self.dropped: dict[str, str] = {}
+
+    def fastest_fp32(self, forms: list[str]) -> BuiltModel:
+        """Return the fastest form; a tie goes to the earlier one."""
+        source = self.prepared.source
+        expected = outputs(source.model, source.args, source.kwargs)
+        champion: BuiltModel | None = None
+        for form in forms:
+            built = self.build(form)
+            if built is None:
+                continue
+            difference = _difference(outputs(built.model, source.args, source.kwargs), expected)
+            if difference:
+                self.dropped[form] = difference
+                continue
+            timing = self.time(built, champion or built)
+            self.forms_ms[form] = timing.candidate_ms
+            if champion is None or timing.ratio.value < 1:
+                champion, self.winner = built, form
+        if champion is None:
+            reasons = "; ".join(f"{form}: {reason}" for form, reason in self.dropped.items())
+            raise BackendError(f"backend {self.engine.name!r} could build no fp32 form of the model ({reasons}).")
+        return champion
+
+    def build(self, form: str) -> BuiltModel | None:
+        """Return a form, or None where it can't be built."""
+        try:
+            return self.engine.build_float(self.prepared.source, form)
+        except Exception as exc:  # noqa: BLE001  # a compiler may raise anything; the other forms remain
+            self.dropped[form] = f"{type(exc).__name__}: {exc}"
+            return None
+
+    def time(self, candidate: BuiltModel, reference: BuiltModel) -> Timing:
+        """Time two forms in turn."""
+        return pair(
+            candidate.model,
+            reference.model,
+            args=self.prepared.latency_args,
+            kwargs=self.prepared.latency_kwargs,
+            num_threads=self.prepared.num_threads,
+            latency=self.latency,
+        )
+
+
+def _difference(got: list[Tensor], expected: list[Tensor]) -> str:
+    """Say how the outputs differ, "" where they don't."""
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        return f"it returns shapes {[tuple(t.shape) for t in got]}, not {[tuple(t.shape) for t in expected]}"
+    for one, other in zip(got, expected, strict=True):
+        finite = other.float().nan_to_num(0.0, 0.0, 0.0)
+        scale = float(finite.abs().max()) if other.numel() else 0.0
+        if not torch.allclose(one.float(), other.float(), rtol=RTOL, atol=RTOL * scale + 1e-6, equal_nan=True):
+            worst = float((one.float() - other.float()).abs().nan_to_num(float("inf")).max())
+            return f"its output differs by up to {worst:.3g}, where the largest value is {scale:.3g}"
+    return ""

@@ -1,0 +1,146 @@
+"""From a recipe and the statistics to the numbers that kernels need: scale and zero point of every operand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from raysq.arithmetic import QParams, qparams
+from raysq.graph import Call, ModelGraph, OpType
+from raysq.recipe import Approach, Granularity, OpConfig, Recipe, TensorConfig
+from raysq.stats import CalibrationStats
+
+__all__ = ["CallPlan", "Planner"]
+
+POOLS = (OpType.MAX_POOL, OpType.AVG_POOL)
+ACCUMULATING = (OpType.LINEAR, OpType.MATMUL, OpType.BMM)  # convolutions too: a sum can ride on their accumulator
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How one call is computed.
+
+    Attributes:
+        config: what the recipe asks for.
+        inputs: parameters of each activation; None for one that stays as it is (a sum's operand that comes straight
+            from an accumulator), and for all of them where the approach is dynamic.
+        weights: parameters of each weight matrix by its position, empty for calls without one.
+        reason: why the call can't be quantized after all, "" if it can.
+    """
+
+    config: OpConfig
+    inputs: tuple[QParams | None, ...] = ()
+    weights: Mapping[int, QParams] | None = None
+    reason: str = ""
+
+
+class Planner:
+    """Plans recipes for one model; remembers ranges, so that the next recipe costs only what differs."""
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, stats: CalibrationStats | None) -> None:
+        self._graph = graph
+        self._stats = stats
+        self._weights = {n: p.detach().numpy() for n, p in model.named_parameters(remove_duplicate=False)}
+        self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
+        self._weight_cache: dict[tuple[str, TensorConfig], QParams] = {}
+
+    def plan(self, recipe: Recipe) -> dict[str, CallPlan]:
+        """Return the plan of every call of the graph."""
+        plans: dict[str, CallPlan] = {}
+        for call in self._graph.calls:
+            plans[call.name] = self._call(call, recipe, plans)
+        return plans
+
+    def _call(self, call: Call, recipe: Recipe, plans: Mapping[str, CallPlan]) -> CallPlan:
+        config = recipe.config(call.name)
+        if not config.is_int8:
+            return CallPlan(config)
+        weights = None
+        if call.op.has_weight:
+            weights = self._weight_params(call, config.weight)
+            if weights is None:
+                return CallPlan(config, reason="its weight is computed in the forward, not a parameter")
+        if config.approach is Approach.DYNAMIC:
+            return CallPlan(config, (None,) * len(call.tensors), weights)
+        if self._stats is None:
+            return CallPlan(config, reason="static quantization needs calibration statistics")
+        if any(tensor not in self._stats.tensors for tensor in call.tensors):
+            return CallPlan(config, reason="calibration never reached it")
+        inputs = [self._input(call, i, config.activation, plans) for i in range(len(call.tensors))]
+        if call.op is OpType.ADD:
+            riding = next((i for i in range(2) if self._rides(call, i, plans)), None)
+            if riding is not None:
+                inputs[riding] = None
+        return CallPlan(config, tuple(inputs), weights)
+
+    def _rides(self, call: Call, position: int, plans: Mapping[str, CallPlan]) -> bool:
+        """Whether an operand of a sum comes straight from an int8 accumulator, so that rounding it would only hurt."""
+        maker, alone = self._graph.producer(call.name, position)
+        if maker is None or not alone or call.tensors[0] == call.tensors[1]:
+            return False
+        return (maker.op.is_conv or maker.op in ACCUMULATING) and _runs_int8(plans[maker.name])
+
+    def _input(self, call: Call, position: int, config: TensorConfig, plans: Mapping[str, CallPlan]) -> QParams:
+        maker, _ = self._graph.producer(call.name, position)
+        if maker is not None and maker.op in POOLS and _runs_int8(plans[maker.name]):
+            inherited = plans[maker.name].inputs[0]  # pools keep the integers that they get
+            if inherited is not None:
+                return inherited
+        key = (call.tensors[position], config)
+        if key not in self._activation_cache:
+            assert self._stats is not None
+            grid = config.grid
+            low, high = config.algorithm.activation_range(self._stats.tensors[key[0]], grid)
+            self._activation_cache[key] = qparams(low, high, grid)
+        return self._activation_cache[key]
+
+    def _weight_params(self, call: Call, config: TensorConfig) -> dict[int, QParams] | None:
+        if call.op is OpType.LSTM:
+            names = self._lstm_weights(call.module)
+        elif call.weight in self._weights:
+            names = {0: call.weight}
+        else:
+            return None
+        return {position: self._weight(name, call, config) for position, name in names.items()}
+
+    def _lstm_weights(self, module: str) -> dict[int, str]:
+        """Return the matrices among an LSTM's flat weights by position; its biases stay in float."""
+        prefix = f"{module}." if module else ""
+        names = [n for n in self._weights if n.rpartition(".")[0] == module and n.startswith(f"{prefix}")]
+        return {i: n for i, n in enumerate(names) if self._weights[n].ndim == 2}
+
+    def _weight(self, name: str, call: Call, config: TensorConfig) -> QParams:
+        key = (f"{name}@{call.op}", config)
+        if key not in self._weight_cache:
+            self._weight_cache[key] = weight_params(_oriented(self._weights[name], call), config, channel_axis(call))
+        return self._weight_cache[key]
+
+
+def _oriented(weight: NDArray[np.float32], call: Call) -> NDArray[np.float32]:
+    """Return the weight as the call reads it: `addmm` keeps the transposed matrix."""
+    if call.op is OpType.LINEAR and weight.shape != call.weight_shape:
+        return weight.T
+    return weight
+
+
+def channel_axis(call: Call) -> int:
+    """Return the axis of a weight that its output channels run along."""
+    return 1 if call.op.value.startswith("conv_transpose") else 0
+
+
+def weight_params(weight: NDArray[np.float32], config: TensorConfig, axis: int) -> QParams:
+    """Return scale and zero point of a weight, one per channel of `axis` or one in all."""
+    per_channel = config.granularity is Granularity.PER_CHANNEL
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if per_channel else weight.reshape(1, -1)
+    low, high = config.algorithm.weight_range(rows, config.grid)
+    if per_channel:
+        return qparams(low, high, config.grid, axis)
+    return qparams(low[0], high[0], config.grid)
+
+
+def _runs_int8(plan: CallPlan) -> bool:
+    return plan.config.is_int8 and not plan.reason

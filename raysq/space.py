@@ -1,0 +1,442 @@
+"""What may be tuned in one model, as about twenty dimensions or as one per call; flat config to recipe and back.
+
+linear              "int8" or "float"                  families: conv, depthwise, linear, matmul, add, pool, …
+linear.activation   "uint8 asym"                       dtype and scheme of the inputs
+linear.algorithm    "kl"                               calibration of the inputs
+linear.approach, linear.weight, linear.weight_algorithm, linear.granularity
+float_dtype         "bf16" or "fp32"                   what a call runs in that isn't int8
+float_calls.mse     3                                  how many of the most sensitive calls, by ranking "mse", are float
+op/fc1              "int8 static uint8/asym/kl …"      one call by itself; beats all others
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raysq.choices import options as call_options
+from raysq.description import Description, family, load
+from raysq.errors import OptionError, RecipeError, SpaceError, unknown
+from raysq.graph import Call, ModelGraph
+from raysq.kernels.base import Capabilities
+from raysq.recipe import Approach, OpConfig, Recipe
+from raysq.spelling import parse, spell
+
+__all__ = ["RESERVED", "Dimension", "SearchSpace", "Value", "build_space"]
+
+Value = str | int | float | bool
+
+RESERVED = ("label", "trial", "seen")  # keys that travel in a trial's config beside the point: who suggested it, when
+APPROACHES = {"static": (Approach.STATIC,), "dynamic": (Approach.DYNAMIC,), "auto": tuple(Approach)}
+OVERRIDE = "op/"
+FLOAT_DTYPE = "float_dtype"
+FLOAT_CALLS = "float_calls."
+FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the order in which they narrow its options
+    "approach": lambda c: c.approach.value,
+    "activation": lambda c: f"{c.activation.dtype} {c.activation.scheme}",
+    "algorithm": lambda c: str(c.activation.algorithm),
+    "weight": lambda c: f"{c.weight.dtype} {c.weight.scheme}",
+    "weight_algorithm": lambda c: str(c.weight.algorithm),
+    "granularity": lambda c: c.weight.granularity.value,
+}
+WEIGHT_FEATURES = ("weight", "weight_algorithm", "granularity")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One thing that a search may choose; a range of numbers is ordered, other values are not.
+
+    Attributes:
+        name: its key in a flat config.
+        values: two or more, the default first.
+    """
+
+    name: str
+    values: tuple[Value, ...] | range
+
+    @property
+    def default(self) -> Value:
+        """The first value."""
+        return self.values[0]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Every recipe that may be tried. Frozen: `narrow`, `per_op` and `with_ranking` return another space.
+
+    Attributes:
+        graph: the model's calls.
+        options: what each call may run as, its default first; calls that aren't named stay in fp32.
+        rankings: name to calls, the most sensitive first; each gives a dimension `float_calls.<name>`.
+        counts: allowed numbers of float calls by ranking, where they were narrowed.
+        by_call: whether there is a dimension per call instead of the compact ones.
+    """
+
+    graph: ModelGraph
+    options: Mapping[str, tuple[OpConfig, ...]]
+    rankings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    counts: Mapping[str, tuple[int, ...] | range] = field(default_factory=dict)
+    by_call: bool = False
+
+    def __post_init__(self) -> None:
+        for name, calls in self.rankings.items():
+            for call in calls:
+                if call not in self.graph.by_name:
+                    raise SpaceError(f"ranking {name!r}: {unknown('call', call, self.graph.by_name)}")
+        if not any(config.is_int8 for configs in self.options.values() for config in configs):
+            raise SpaceError(
+                "no call may run in int8, so there is nothing to search. Allow int8 for some calls, or use another "
+                "backend or approach."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SearchSpace:
+        return self  # frozen all through; Ray copies what it is given
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """What a search may choose: no more than about twenty, unless there is one per call."""
+        if self.by_call:
+            return tuple(
+                Dimension(OVERRIDE + call, tuple(spell(c) for c in configs))
+                for call, configs in self.options.items()
+                if len(configs) > 1
+            )
+        return tuple(Dimension(name, values) for name, values in self._values.items() if len(values) > 1)
+
+    @cached_property
+    def _values(self) -> dict[str, tuple[Value, ...] | range]:
+        """Values of every compact dimension, those with a single one included."""
+        found: dict[str, dict[Value, None]] = {}
+        for call, configs in self._calls():
+            found.setdefault(family(call), {}).update((_precision(c), None) for c in configs)
+            for feature in _features(call):
+                values = found.setdefault(f"{_group(call)}.{feature}", {})
+                values.update((FEATURES[feature](c), None) for c in configs if c.is_int8)
+        floats = (c.precision.value for call in self._flippable for c in self.options[call] if not c.is_int8)
+        found[FLOAT_DTYPE] = dict.fromkeys(floats)
+        tables: dict[str, tuple[Value, ...] | range] = {name: tuple(values) for name, values in found.items() if values}
+        for name in self.rankings:
+            count = len(self.ranking(name))
+            tables[FLOAT_CALLS + name] = self.counts.get(name, range(max(count, 1)))  # all float is no int8 model
+        return tables
+
+    @cached_property
+    def _flippable(self) -> dict[str, None]:
+        return {call.name: None for call, configs in self._calls() if len({c.is_int8 for c in configs}) == 2}
+
+    def _calls(self) -> Iterator[tuple[Call, tuple[OpConfig, ...]]]:
+        return ((self.graph[name], configs) for name, configs in self.options.items())
+
+    def ranking(self, name: str) -> tuple[str, ...]:
+        """Return those calls of a ranking that may be int8 or float, the most sensitive first."""
+        return tuple(call for call in self.rankings[name] if call in self._flippable)
+
+    def default(self) -> Recipe:
+        """Return the recipe in which each call has its first option."""
+        return self.recipe({})
+
+    def recipe(self, config: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of a flat config, nested ones by "/" included; what it leaves out has its default.
+
+        Raises:
+            SpaceError: an unknown key, or a value outside the space.
+        """
+        point, overrides = self._checked(_flat(config))
+        counts = {name: point.get(FLOAT_CALLS + name, self._values[FLOAT_CALLS + name][0]) for name in self.rankings}
+        floats = {call for name, k in counts.items() for call in self.ranking(name)[: int(k)]}
+        picked: dict[tuple[object, ...], OpConfig] = {}
+        ops = {}
+        for call, configs in self._calls():
+            as_float = call.name in floats
+            key = (id(configs), family(call), _group(call), call.op.has_weight, as_float)
+            if key not in picked:
+                picked[key] = _pick(configs, call, point, as_float)
+            ops[call.name] = picked[key]
+        return Recipe({**ops, **overrides})
+
+    def config(self, recipe: Recipe) -> dict[str, Value]:
+        """Return the flat config of a recipe: a value per dimension, and overrides where they don't suffice.
+
+        Raises:
+            SpaceError: the recipe lies outside the space.
+        """
+        self._check_inside(recipe)
+        if self.by_call:
+            return {d.name: spell(_canonical(recipe.config(d.name.removeprefix(OVERRIDE)))) for d in self.dimensions}
+        point = {**self._counts_of(recipe)}
+        point.update(self._families_of(recipe, point))
+        point.update(self._features_of(recipe))
+        point = {d.name: point.get(d.name, d.default) for d in self.dimensions}
+        base = self.recipe(point)
+        for call in self.options:
+            config = _canonical(recipe.config(call))
+            if config != base.config(call):
+                point[OVERRIDE + call] = spell(config)
+        return point
+
+    def per_op(self) -> SearchSpace:
+        """Return the same space with a dimension per call."""
+        return replace(self, by_call=True)
+
+    def with_ranking(self, name: str, calls: Iterable[str]) -> SearchSpace:
+        """Return this space with one more ranking, the most sensitive call first.
+
+        Raises:
+            SpaceError: a call that the model doesn't have.
+        """
+        counts = {key: value for key, value in self.counts.items() if key != name}
+        return replace(self, rankings={**self.rankings, name: tuple(calls)}, counts=counts)
+
+    def narrow(self, changes: Mapping[str, Value | Sequence[Value]]) -> SearchSpace:
+        """Return the space with other values for some dimensions; the first becomes the default, one is a constant.
+
+        Calls that can't run as any of the values stay as they are.
+
+        Args:
+            changes: dimension, or "op/<call>", to one value or several, all of which it has now.
+
+        Raises:
+            SpaceError: an unknown dimension, or a value that it doesn't have.
+
+        Example:
+            >>> space.narrow({"linear.algorithm": "kl", "float_calls.mse": range(5)})  # doctest: +SKIP
+        """
+        options, counts = dict(self.options), dict(self.counts)
+        for name, given in changes.items():
+            values = [given] if isinstance(given, str | int | float) else list(given)
+            if not values:
+                raise SpaceError(f"{name!r} must keep at least one value.")
+            for value in values:
+                self._checked({name: value})
+            if name.startswith(FLOAT_CALLS):
+                whole = range(int(values[0]), int(values[0]) + len(values))
+                same = list(values) == list(whole)  # a range stays one: its numbers are ordered
+                counts[name.removeprefix(FLOAT_CALLS)] = whole if same else tuple(int(value) for value in values)
+                continue
+            for call, configs in options.items():
+                options[call] = _ordered(configs, _classifier(name, self.graph[call]), values)
+        shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
+        return replace(self, options={n: shared.setdefault(c, c) for n, c in options.items()}, counts=counts)
+
+    def table(self) -> str:
+        """Return the space as a text table: a row per dimension, its default first."""
+        rows = [("dimension", "values, the default first")]
+        for dimension in self.dimensions:
+            values = dimension.values
+            shown = f"{values[0]} … {values[-1]}" if isinstance(values, range) else ", ".join(map(str, values))
+            rows.append((dimension.name, shown))
+        width = max(len(name) for name, _ in rows)
+        fixed = sum(len(configs) == 1 for configs in self.options.values())
+        title = f"{len(self.dimensions)} dimensions for {len(self.options)} calls, {fixed} of them fixed"
+        return "\n".join([title, *(f"{name:<{width}}  {values}" for name, values in rows)])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _checked(self, flat: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, OpConfig]]:
+        point: dict[str, Value] = {}
+        overrides: dict[str, OpConfig] = {}
+        for key, value in flat.items():
+            if key in RESERVED:
+                continue
+            if key.startswith(OVERRIDE):
+                call = key.removeprefix(OVERRIDE)
+                overrides[call] = self._override(call, value)
+            elif key not in self._values:
+                raise SpaceError(unknown("dimension", key, self._values))
+            elif value not in self._values[key]:
+                raise SpaceError(f"{key!r} must be one of {_shown(self._values[key])}, got {value!r}.")
+            else:
+                point[key] = value
+        return point, overrides
+
+    def _override(self, call: str, value: Any) -> OpConfig:
+        if call not in self.options:
+            raise SpaceError(unknown("call", call, self.options))
+        try:
+            config = parse(value)
+        except RecipeError as exc:
+            raise SpaceError(f"{OVERRIDE}{call}: {exc}") from exc
+        if config not in self.options[call]:
+            raise SpaceError(
+                f"{call!r} can't run as {value!r}; it can as {_shown([spell(c) for c in self.options[call]])}."
+            )
+        return config
+
+    def _check_inside(self, recipe: Recipe) -> None:
+        if recipe.smoothing or recipe.transforms:
+            raise SpaceError("this space holds no smoothing and no transforms, but the recipe has some.")
+        for call in recipe.ops:
+            if call not in self.options and recipe.config(call).precision != "fp32":
+                raise SpaceError(
+                    f"{call!r} can run in fp32 only, but the recipe has it in {recipe.config(call).precision}."
+                )
+        for call, configs in self.options.items():
+            config = _canonical(recipe.config(call))
+            if config not in configs:
+                raise SpaceError(
+                    f"{call!r} can't run as {spell(config)!r}; it can as {_shown([spell(c) for c in configs])}."
+                )
+
+    def _counts_of(self, recipe: Recipe) -> dict[str, Value]:
+        """Return how much of each ranking's top is float; a ranking that adds nothing to the others has none."""
+        tops: dict[str, tuple[str, ...]] = {}
+        for name in self.rankings:
+            calls = self.ranking(name)
+            k = next((i for i, call in enumerate(calls) if recipe.config(call).is_int8), len(calls))
+            fitting = [n for n in self._values[FLOAT_CALLS + name] if isinstance(n, int) and n <= k]
+            tops[name] = calls[: max(fitting, default=0)]
+        counts: dict[str, Value] = {}
+        covered: set[str] = set()
+        for name, top in sorted(tops.items(), key=lambda item: -len(item[1])):
+            if not covered.issuperset(top):
+                counts[FLOAT_CALLS + name] = len(top)
+                covered.update(top)
+        return counts
+
+    def _families_of(self, recipe: Recipe, counts: dict[str, Value]) -> dict[str, Value]:
+        """Return the precision of each family, and shorten `counts` by what a float family explains already."""
+        tops = {key: self.ranking(key.removeprefix(FLOAT_CALLS))[: int(k)] for key, k in counts.items()}
+        covered = {call for top in tops.values() for call in top}
+        members: dict[str, list[str]] = {}
+        for call in self._flippable:
+            members.setdefault(family(self.graph[call]), []).append(call)
+        whole = {
+            name
+            for name, calls in members.items()
+            if not any(recipe.config(call).is_int8 for call in calls) and not covered.issuperset(calls)
+        }
+        for key, top in tops.items():
+            explained = [family(self.graph[call]) in whole for call in top]
+            counts[key] = next((i + 1 for i in range(len(top) - 1, -1, -1) if not explained[i]), 0)
+        return {name: "float" if name in whole else "int8" for name in members}
+
+    def _features_of(self, recipe: Recipe) -> dict[str, Value]:
+        """Return what most int8 calls of each group have, and what most float calls run in."""
+        votes: dict[str, Counter[str]] = {}
+        for call in self.options:
+            config = recipe.config(call)
+            if config.is_int8:
+                for feature in _features(self.graph[call]):
+                    votes.setdefault(f"{_group(self.graph[call])}.{feature}", Counter())[FEATURES[feature](config)] += 1
+            elif call in self._flippable:
+                votes.setdefault(FLOAT_DTYPE, Counter())[config.precision.value] += 1
+        return {name: counter.most_common(1)[0][0] for name, counter in votes.items()}
+
+
+def build_space(
+    graph: ModelGraph,
+    capabilities: Capabilities,
+    *,
+    description: Description | Mapping[str, Any] | str | Path | None = None,
+    op_type_dict: Mapping[str, Any] | None = None,
+    op_name_dict: Mapping[str, Any] | None = None,
+    approach: str = "static",
+    rankings: Mapping[str, Iterable[str]] | None = None,
+) -> SearchSpace:
+    r"""Return what may be tuned: the description, within the capabilities, within the user's rules.
+
+    A rule's key is a regular expression that must match the whole of a call's type ("linear", or its module's
+    class, in any case) or name. Its value is in INC's spelling. By name beats by type, later beats earlier.
+
+    Args:
+        graph: the model's calls.
+        capabilities: what the backend runs on this CPU.
+        description: a bundled one by name, the path of a YAML file or its content; None: that of the backend.
+        op_type_dict: rules by type.
+        op_name_dict: rules by name.
+        approach: "static", "dynamic" (calls that can't are left in float) or "auto" (both).
+        rankings: name to calls, the most sensitive first.
+
+    Raises:
+        SpaceError: a malformed description or rule, or nothing may run in int8.
+        OptionError: an unknown approach.
+
+    Example:
+        >>> rules = {"head|blocks\\.0\\..*": {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}}
+        >>> build_space(graph, capabilities, op_name_dict=rules)  # doctest: +SKIP
+    """
+    if approach not in APPROACHES:
+        raise OptionError(unknown("approach", approach, APPROACHES))
+    if not isinstance(description, Description):
+        description = load(capabilities.backend if description is None else description)
+    options = call_options(graph, capabilities, description, APPROACHES[approach], op_type_dict, op_name_dict)
+    return SearchSpace(graph, options, {name: tuple(calls) for name, calls in (rankings or {}).items()})
+
+
+def _pick(configs: tuple[OpConfig, ...], call: Call, point: Mapping[str, Value], as_float: bool) -> OpConfig:
+    """Return the first option that has what is wanted, passing over wishes that none of those left can grant."""
+    wishes = [(family(call), "float" if as_float else point.get(family(call)))]
+    wishes += [(name, point.get(name)) for name in (f"{_group(call)}.{feature}" for feature in FEATURES)]
+    wishes += [(FLOAT_DTYPE, point.get(FLOAT_DTYPE))]
+    left = list(configs)
+    for name, value in wishes:
+        if value is not None:
+            classify = _classifier(name, call)
+            left = [config for config in left if classify(config) == value] or left
+        if name == family(call):  # its default decides: what follows is about int8 or about float
+            left = [config for config in left if config.is_int8 == left[0].is_int8]
+    return left[0]
+
+
+def _classifier(name: str, call: Call) -> Callable[[OpConfig], str | None]:
+    """Return what a dimension says about one of a call's options; None where it says nothing."""
+    if name == OVERRIDE + call.name:
+        return spell
+    if name == family(call):
+        return _precision
+    if name == FLOAT_DTYPE:
+        return lambda config: None if config.is_int8 else config.precision.value
+    group, _, feature = name.rpartition(".")
+    if group == _group(call) and feature in _features(call):
+        return lambda config: FEATURES[feature](config) if config.is_int8 else None
+    return lambda config: None
+
+
+def _ordered(
+    configs: tuple[OpConfig, ...], classify: Callable[[OpConfig], str | None], values: Sequence[Value]
+) -> tuple[OpConfig, ...]:
+    """Keep the options that have one of the values, in their order; those that the dimension is not about stay."""
+    about = [config for config in configs if classify(config) is not None]
+    kept = sorted((c for c in about if classify(c) in values), key=lambda c: values.index(str(classify(c))))
+    if not kept:
+        return configs
+    replacements = iter(kept)
+    merged = [next(replacements, None) if config in about else config for config in configs]
+    return tuple(config for config in merged if config is not None)
+
+
+def _precision(config: OpConfig) -> str:
+    return "int8" if config.is_int8 else "float"
+
+
+def _features(call: Call) -> tuple[str, ...]:
+    return tuple(f for f in FEATURES if call.op.has_weight or f not in WEIGHT_FEATURES)
+
+
+def _group(call: Call) -> str:
+    """Name of the calls that share the dimensions of quantization: a family, depthwise with the other convolutions."""
+    return "conv" if call.op.is_conv else family(call)
+
+
+def _canonical(config: OpConfig) -> OpConfig:
+    return config if config.is_int8 else OpConfig(config.precision)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Join nested keys by "/": Ray's Optuna searcher splits them there."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, name + "/") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def _shown(values: Iterable[Value]) -> str:
+    if isinstance(values, range):
+        return f"{values[0]} … {values[-1]}"
+    return ", ".join(repr(value) for value in values)

@@ -1,0 +1,209 @@
+"""A strategy proposes recipes; it is a Ray Tune searcher, in `raysq.tune` and in anyone's own Tuner."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+from ray import cloudpickle
+from ray.tune.search import Searcher
+
+from raysq.errors import OptionError
+from raysq.options import Goal
+from raysq.recipe import Recipe
+from raysq.result import Status, TrialRecord
+from raysq.space import SearchSpace
+from raysq.tuning.records import record
+
+if TYPE_CHECKING:
+    from raysq.graph import ModelGraph
+    from raysq.stats import CalibrationStats
+
+__all__ = ["BARRIER", "History", "Proposal", "Strategy"]
+
+METRIC = "latency_ratio"
+MAX_DUPLICATES = 50  # as many proposals in a row that were made before: the strategy has nothing new to say
+
+log = logging.getLogger("raysq")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe to try, and what the strategy calls it."""
+
+    recipe: Recipe
+    label: str
+
+
+class Barrier(Enum):
+    """What a strategy yields to wait until all that it proposed has ended."""
+
+    WAIT = "wait"
+
+
+BARRIER: Final = Barrier.WAIT
+
+
+class History(Sequence[TrialRecord]):
+    """What has ended so far, in that order; it grows while the strategy looks at it."""
+
+    def __init__(self) -> None:
+        self._records: list[TrialRecord] = []
+        self._by_recipe: dict[str, TrialRecord] = {}
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[index]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def append(self, record: TrialRecord) -> None:
+        """Add a trial that ended."""
+        self._records.append(record)
+        self._by_recipe.setdefault(record.recipe.digest, record)
+
+    def of(self, recipe: Recipe) -> TrialRecord | None:
+        """Return how a recipe did, None if it has not ended."""
+        return self._by_recipe.get(recipe.digest)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The feasible record with the lowest latency ratio, the earliest of equals; None if there is none."""
+        return min((r for r in self._records if r.feasible), key=ratio_of, default=None)
+
+    @property
+    def closest(self) -> TrialRecord | None:
+        """The finished record with the smallest loss, the earliest of equals."""
+        return min((r for r in self._records if r.status is Status.FINISHED), key=drop_of, default=None)
+
+
+def ratio_of(record: TrialRecord) -> float:
+    """Return the latency ratio, infinite where it is unknown."""
+    return float("inf") if record.latency_ratio is None else record.latency_ratio
+
+
+def drop_of(record: TrialRecord) -> float:
+    """Return the loss of accuracy, infinite where it is unknown."""
+    return float("inf") if record.accuracy_drop is None else record.accuracy_drop
+
+
+class Strategy(Searcher):  # type: ignore[misc]  # ray is untyped
+    """Base of all strategies: write `next_recipe`.
+
+    Bound to a search before use. What it proposes twice is passed over; a proposal that failed or gave NaN is in
+    the history as failed. Saving keeps the calls that were made, restoring makes them again.
+
+    Example:
+        >>> class Halves(Strategy):
+        ...     name = "halves"
+        ...     def next_recipe(self, history):
+        ...         yield Proposal(self.space.default(), "default")
+        ...         yield BARRIER  # what follows sees how it did
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__(metric=METRIC, mode="min")
+        self._bound = False
+        self._reset()
+
+    @abstractmethod
+    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield proposals and barriers; returning ends the search.
+
+        Run once per search, and only as far as proposals are wanted: with n slots up to n proposals are running
+        when the next is asked for. `history` is live. `self.space`, `goal`, `max_trials`, `seed`, `graph` and
+        `stats` are set. Use no clock and no randomness but `self.seed`: the same results must give the same
+        proposals.
+        """
+
+    def bind(
+        self,
+        space: SearchSpace,
+        goal: Goal | None = None,
+        max_trials: int = 50,
+        seed: int = 0,
+        graph: ModelGraph | None = None,
+        stats: CalibrationStats | None = None,
+    ) -> Self:
+        """Say what is searched; returns itself.
+
+        Args:
+            space: every recipe that may be tried.
+            goal: what makes a recipe feasible; None: `Goal()`.
+            max_trials: how many trials there will be at most, >= 1.
+            seed: of all randomness.
+            graph: the model's calls; None: those of the space.
+            stats: calibration statistics, for strategies that read them.
+        """
+        self.space = space
+        self.goal = goal or Goal()
+        self.max_trials = max_trials
+        self.seed = seed
+        self.graph = graph or space.graph
+        self.stats = stats
+        self._bound = True
+        self._reset()
+        return self
+
+    def _reset(self) -> None:
+        self.history = History()
+        self._proposals: Iterator[Proposal | Barrier] | None = None
+        self._running: dict[str, Proposal] = {}
+        self._known: set[str] = set()
+        self._waiting = False
+        self._calls: list[tuple[Any, ...]] = []
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return a flat config, None while the strategy waits, or FINISHED."""
+        if not self._bound:
+            raise OptionError(
+                f"strategy {self.name!r} is not bound to a search. Call `strategy.bind(space, goal)` first."
+            )
+        self._calls.append(("suggest", trial_id))
+        if self._proposals is None:
+            self._proposals = self.next_recipe(self.history)
+        for _ in range(MAX_DUPLICATES):
+            if self._waiting and self._running:
+                return None
+            self._waiting = False
+            proposal = next(self._proposals, None)
+            if proposal is None:
+                return str(Searcher.FINISHED)
+            if isinstance(proposal, Barrier):
+                self._waiting = True
+            elif proposal.recipe.digest in self._known:
+                log.debug("%s: %s was proposed before (%s)", self.name, proposal.label, proposal.recipe.digest)
+            else:
+                self._known.add(proposal.recipe.digest)
+                self._running[trial_id] = proposal
+                return {**self.space.config(proposal.recipe), "label": proposal.label}
+        if self._running:
+            return None
+        log.debug("%s: %d proposals in a row were made before; it ends", self.name, MAX_DUPLICATES)
+        return str(Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Take a trial that ended into the history."""
+        proposal = self._running.pop(trial_id, None)
+        if proposal is None:
+            return
+        self._calls.append(("complete", trial_id, result, error))
+        config = {"label": proposal.label}
+        self.history.append(record(len(self.history), config, result, recipe=proposal.recipe, error=error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the calls that were made."""
+        Path(checkpoint_path).write_bytes(cloudpickle.dumps(self._calls))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Make the saved calls again, on a strategy that is bound to the same search."""
+        self._reset()
+        for kind, *arguments in cloudpickle.loads(Path(checkpoint_path).read_bytes()):
+            (self.suggest if kind == "suggest" else self.on_trial_complete)(*arguments)

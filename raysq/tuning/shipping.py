@@ -1,0 +1,135 @@
+"""Packs objects for Ray's object store so that workers map their tensors instead of copying them.
+
+Ray shares numpy arrays between the processes of a node without a copy, torch tensors it copies for each worker
+(95 MB: 150 ms and 95 MB each, against 1 ms and nothing). So tensors travel as the bytes of their storage.
+The shared memory is read-only and writing to it kills the process: parameters, which nobody writes at inference,
+are mapped; other tensors (buffers, data held by eval_fn) are copied on arrival.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray import cloudpickle
+from torch import Tensor, nn
+
+from raysq.errors import EvaluationError, ModelError
+
+__all__ = ["Packed", "pack", "pack_eval_fn", "pack_model", "unpack"]
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A pickle whose large parts lie beside it, as numpy arrays; they are the object's own memory, not copies."""
+
+    payload: bytes
+    buffers: tuple[Bytes, ...]
+
+
+def pack(value: Any) -> Packed:
+    """Pickle anything that cloudpickle takes; tied tensors stay tied, views of one storage share it.
+
+    Raises:
+        Exception: whatever the object's own pickling raises.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    payload = io.BytesIO()
+    _Pickler(payload, protocol=5, buffer_callback=buffers.append).dump(value)  # type: ignore[no-untyped-call]
+    return Packed(payload.getvalue(), tuple(np.frombuffer(b.raw(), np.uint8) for b in buffers))
+
+
+def unpack(packed: Packed) -> Any:
+    """Return the object; its numpy arrays and parameters are read-only where `packed` came from Ray."""
+    return pickle.loads(packed.payload, buffers=packed.buffers)
+
+
+def pack_model(model: nn.Module) -> Packed:
+    """Pack a model.
+
+    Raises:
+        ModelError: it can't be pickled; the message names the attribute.
+    """
+    try:
+        return pack(model)
+    except Exception as exc:
+        culprit = next(_unpicklable(model), None)
+        where = f"its attribute `{culprit[0]}` ({culprit[1]})" if culprit else str(exc)
+        raise ModelError(
+            f"the model can't be sent to workers, because {where} can't be pickled. Remove it from the model, "
+            "or give its class a `__getstate__` that leaves it out."
+        ) from exc
+
+
+def pack_eval_fn(eval_fn: Any) -> Packed:
+    """Pack the evaluation with all that it closes over.
+
+    Raises:
+        EvaluationError: it can't be pickled.
+    """
+    try:
+        return pack(eval_fn)
+    except Exception as exc:
+        raise EvaluationError(
+            f"`eval_fn` can't be sent to workers: {exc}. It and what it refers to must be picklable: open files, "
+            "connections and locks inside the function."
+        ) from exc
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Takes dense CPU tensors out as the bytes of their storages."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._storages: dict[int, Bytes] = {}  # by address; kept, so that pickle's memo recognises them
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in (Tensor, nn.Parameter) and obj.device.type == "cpu" and obj.layout is torch.strided:
+            return self._reduce(obj)
+        return super().reducer_override(obj)  # type: ignore[no-untyped-call]
+
+    def _reduce(self, tensor: Tensor) -> Any:
+        if tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            return NotImplemented
+        dense = tensor.detach()
+        if dense.numel() * dense.element_size() * 2 < dense.untyped_storage().nbytes():
+            dense = dense.clone()  # a small part of something big
+        storage = dense.untyped_storage()
+        data = self._storages.get(storage.data_ptr())
+        if data is None or len(data) != storage.nbytes():
+            data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+            self._storages[storage.data_ptr()] = data
+        layout = (dense.storage_offset(), tuple(dense.shape), dense.stride())
+        return _tensor, (data, dense.dtype, layout, type(tensor) is nn.Parameter, tensor.requires_grad)
+
+
+def _tensor(
+    data: Bytes, dtype: torch.dtype, layout: tuple[int, Any, Any], is_parameter: bool, requires_grad: bool
+) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only memory; see the module's docstring
+        storage = torch.from_numpy(data if is_parameter else data.copy()).untyped_storage()
+    offset, shape, stride = layout
+    tensor = torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
+    return nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)
+
+
+def _unpicklable(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield path and type of each attribute that can't be pickled, of the innermost modules first."""
+    for path, module in reversed(list(model.named_modules())):
+        for name, value in vars(module).items():
+            if name == "_modules":
+                continue
+            try:
+                pack(value)
+            except Exception:  # noqa: BLE001  # whatever its class raises
+                yield ".".join(filter(None, (path, name))), type(value).__name__

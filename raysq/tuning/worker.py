@@ -1,0 +1,227 @@
+"""What a worker process does with one search point after another: build, score, time; no Ray in here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import resource
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raysq import evaluation
+from raysq.baseline import outputs
+from raysq.latency import pair
+from raysq.options import Goal, Latency
+from raysq.prediction import predicted_ratio
+from raysq.recipe import Precision
+from raysq.result import Baseline, Stage, Status
+from raysq.tuning.turns import TakesTurns, Turns
+
+if TYPE_CHECKING:
+    from raysq.kernels.base import Backend, BuiltModel
+    from raysq.prepared import Prepared
+
+__all__ = ["Job", "Worker"]
+
+Report = dict[str, Any]
+
+UNKNOWN = float("nan")
+WORST = float("inf")  # what a failed trial reports: no searcher takes it for good, none is left without its metric
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a run share.
+
+    Attributes:
+        prepared: the model with its statistics and search space.
+        eval_fn: the evaluation.
+        goal: how much may be lost.
+        latency: the budget of a timing.
+        baseline: what int8 is measured against.
+    """
+
+    prepared: Prepared
+    eval_fn: evaluation.EvalFn
+    goal: Goal
+    latency: Latency
+    baseline: Baseline
+
+
+class Worker:
+    """Takes a search point through its stages; holds the source, the fastest fp32 form and one candidate.
+
+    After `begin`, the first `advance` builds and scores, the second times and is the last. An exception in either
+    becomes a report with status "failed".
+    """
+
+    def __init__(self, job: Job, engine: Backend) -> None:
+        torch.set_num_threads(job.prepared.num_threads)
+        self._job = job
+        self._engine = engine
+        # one for all runs of this user on this node: their timings disturb each other too
+        self._turns = Turns(Path(tempfile.gettempdir()) / f"raysq-turns-{os.getuid()}")
+        self._machine = {
+            "node": socket.gethostname(),
+            "cpu": _cpu_model(),
+            "isa": ",".join(engine.capabilities().isa),
+            "threads": job.prepared.num_threads,
+        }
+        self._reference: BuiltModel | None = None
+        self._candidate: BuiltModel | None = None
+        self.begin({})
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Drop the last candidate and take up a search point."""
+        self._candidate = None
+        self._config = config
+        self._begun = time.perf_counter()
+        self._spent = {"build_s": 0.0, "eval_s": 0.0, "timing_s": 0.0}
+        _reset_peak_memory()
+        self._report: Report = {
+            "accuracy": UNKNOWN,
+            "accuracy_drop": WORST,
+            "baseline_accuracy": self._job.baseline.accuracy,
+            "latency_ratio": WORST,
+            "latency_ratio_low": UNKNOWN,
+            "latency_ratio_high": UNKNOWN,
+            "latency_predicted": True,
+            "latency_ms": UNKNOWN,
+            "speedup": UNKNOWN,
+            "size_bytes": 0,
+            "feasible": False,
+            "stage": Stage.BUILD.value,
+            "int8_calls": 0,
+            "recipe": "",
+            "digest": "",
+            "metrics": "{}",
+            "pairs": "[]",
+            "reason": "",
+            "status": Status.FINISHED.value,
+            "label": str(config.get("label", "")),
+            **self._machine,
+        }
+
+    def advance(self) -> Report:
+        """Go one stage further and return the report; its `done` says whether it is the last."""
+        try:
+            if self._candidate is None:
+                self._evaluate()
+            else:
+                self._time(self._candidate)
+        except Exception as exc:  # noqa: BLE001  # whatever a kernel or eval_fn raises costs this trial, not the run
+            self._report |= {
+                "status": Status.FAILED.value,
+                "reason": f"{type(exc).__name__}: {exc}",
+                "feasible": False,
+                "latency_ratio": WORST,
+            }
+        spent = sum(self._spent.values())
+        return {
+            **self._report,
+            "build_s": self._spent["build_s"],
+            "eval_s": self._spent["eval_s"],
+            "overhead_s": time.perf_counter() - self._begun - spent,
+            "peak_memory_bytes": _peak_memory(),
+            "done": self._report["status"] == Status.FAILED or self._report["stage"] == Stage.TIMED,
+        }
+
+    def _evaluate(self) -> None:
+        job = self._job
+        source = job.prepared.source
+        recipe = job.prepared.space.recipe({k: v for k, v in self._config.items() if k != "label"})
+        self._report["recipe"] = recipe.to_json()
+        with self._clock("build_s"), self._turns.shared():
+            built = self._engine.build(source, recipe)
+            digest = _digest(outputs(built.model, source.args, source.kwargs))
+        with self._clock("eval_s"):
+            score = evaluation.evaluate(job.eval_fn, TakesTurns(built.model, self._turns), job.goal)
+        drop = job.goal.drop(score.value, job.baseline.accuracy)
+        int8_calls = sum(precision is Precision.INT8 for precision in built.executed.values())
+        predicted = predicted_ratio(source.graph, built.executed)
+        self._report |= {
+            "accuracy": score.value,
+            "accuracy_drop": drop,
+            "metrics": json.dumps(dict(score.metrics)),
+            "latency_ratio": predicted,
+            "speedup": 1 / predicted,
+            "size_bytes": built.size_bytes,
+            "int8_calls": int8_calls,
+            "digest": digest,
+            "stage": Stage.EVALUATED.value,
+            "feasible": job.goal.holds(drop) and int8_calls > 0,
+            "reason": _why_infeasible(job.goal, drop, int8_calls),
+        }
+        self._candidate = built
+
+    def _time(self, candidate: BuiltModel) -> None:
+        job = self._job
+        if self._reference is None:
+            with self._turns.shared():
+                self._reference = self._engine.build_float(job.prepared.source, job.baseline.form)
+        with self._clock("timing_s"), self._turns.alone():
+            timing = pair(
+                candidate.model,
+                self._reference.model,
+                args=job.prepared.latency_args,
+                kwargs=job.prepared.latency_kwargs,
+                num_threads=job.prepared.num_threads,
+                latency=job.latency,
+            )
+        self._report |= {
+            "latency_ratio": timing.ratio.value,
+            "latency_ratio_low": timing.ratio.low,
+            "latency_ratio_high": timing.ratio.high,
+            "latency_predicted": False,
+            "latency_ms": timing.candidate_ms,
+            "speedup": 1 / timing.ratio.value,
+            "pairs": json.dumps(timing.pairs),
+            "stage": Stage.TIMED.value,
+        }
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[name] += time.perf_counter() - begin
+
+
+def _why_infeasible(goal: Goal, drop: float, int8_calls: int) -> str:
+    if not goal.holds(drop):
+        return f"loses {drop:.4g}, allowed is {goal}"
+    return "" if int8_calls else "no call runs in int8"
+
+
+def _digest(tensors: list[torch.Tensor]) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _cpu_model() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else ""
+
+
+def _reset_peak_memory() -> None:
+    with suppress(OSError):  # where it isn't allowed, the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -1,0 +1,172 @@
+"""The statistics of paired timing, on a clock that the test turns itself."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from raysq.latency import HOPELESS, MIN_PAIRS, WARMUP_RUNS, alone, pair, ratio_of, threads
+from raysq.options import Latency
+
+
+class Clock:
+    """Seconds that pass only when a model runs."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def model(clock, seconds):
+    """A model whose calls take the given seconds, in order, the last for ever."""
+    times = itertools.chain(seconds[:-1], itertools.repeat(seconds[-1]))
+
+    def forward():
+        forward.calls += 1
+        clock.now += next(times)
+
+    forward.calls = 0
+    return forward
+
+
+def timed(candidate, reference, clock, **options):
+    return pair(candidate, reference, args=(), kwargs={}, num_threads=1, latency=Latency(**options), clock=clock)
+
+
+def test_ratio_and_medians_of_steady_models():
+    clock = Clock()
+    timing = timed(model(clock, [0.005]), model(clock, [0.020]), clock)
+    assert timing.ratio.value == pytest.approx(0.25)
+    assert (timing.candidate_ms, timing.reference_ms) == (pytest.approx(5), pytest.approx(20))
+    assert len(timing.pairs) == MIN_PAIRS  # no spread: the fewest that make an interval are enough
+
+
+def test_warm_up_is_not_measured():
+    clock = Clock()
+    compiling = [3.0, 1.0, 0.005]
+    timing = timed(model(clock, compiling), model(clock, [0.01]), clock)
+    assert timing.ratio.high == pytest.approx(0.5)
+    assert len(compiling) == WARMUP_RUNS
+
+
+def test_short_calls_are_repeated_to_a_millisecond():
+    clock = Clock()
+    quick = model(clock, [1e-5])
+    timing = timed(quick, model(clock, [1e-4]), clock)
+    assert quick.calls >= 100 * len(timing.pairs)
+    assert timing.candidate_ms == pytest.approx(0.01)
+
+
+def test_order_alternates_within_pairs():
+    order = []
+    clock = Clock()
+
+    def run(name):
+        clock.now += 0.01
+        order.append(name)
+
+    timed(lambda: run("c"), lambda: run("r"), clock)
+    measured = order[2 * WARMUP_RUNS :]
+    assert measured[:6] == ["c", "r", "r", "c", "c", "r"]
+
+
+def test_hopeless_candidate_ends_early():
+    clock = Clock()
+    stuck = model(clock, [8.0])
+    timing = timed(stuck, model(clock, [0.087]), clock)
+    assert timing.hopeless
+    assert timing.ratio.value > HOPELESS
+    assert stuck.calls == 2  # 8 s a call: not even the warm-up is completed
+
+
+def test_budget_ends_a_noisy_timing():
+    clock = Clock()
+    noise = np.random.default_rng(0).lognormal(0, 0.5, 10_000) * 0.01
+    timing = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=1.0, ci_width=1e-6)
+    assert 1.0 < clock.now < 1.2
+    assert len(timing.pairs) > MIN_PAIRS
+
+
+def test_sharp_enough_ends_a_timing():
+    clock = Clock()
+    noise = np.random.default_rng(0).lognormal(0, 0.05, 10_000) * 0.01
+    timing = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=100, ci_width=0.05)
+    assert (timing.ratio.high - timing.ratio.low) / timing.ratio.value < 0.05
+    assert clock.now < 10
+
+
+@pytest.mark.parametrize("n", [6, 7, 8, 9, 20, 51, 200])
+def test_interval_ranks_are_the_binomial_ones(n):
+    # independent reference: scipy's binomial distribution
+    ratio = ratio_of([(float(i), 1.0) for i in range(1, n + 1)])
+    k = int(ratio.low)
+    assert ratio.high == n + 1 - k  # symmetric
+    assert 2 * stats.binom.cdf(k - 1, n, 0.5) <= 0.05  # encloses the median with 95 %
+    assert 2 * stats.binom.cdf(k, n, 0.5) > 0.05  # and no narrower one does
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_interval_of_too_few_pairs_is_their_range(n):
+    ratio = ratio_of([(float(i), 1.0) for i in range(1, n + 1)])
+    assert (ratio.low, ratio.high) == (1.0, float(n))
+
+
+def test_interval_encloses_the_true_median():
+    # 2000 timings of 25 skewed pairs, nominal coverage 0.957: fewer than 0.93 has probability below 1e-7
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(2000):
+        ratio = ratio_of([(r, 1.0) for r in rng.lognormal(0, 0.3, 25)])
+        covered += ratio.low <= 1.0 <= ratio.high
+    assert covered / 2000 > 0.93
+
+
+def test_stopping_when_sharp_keeps_coverage():
+    # Stopping looks at the width, never at the place of the interval, yet narrow ones come early: nominal 0.95
+    # becomes about 0.91 here. 400 timings, binomial: below 0.85 has probability below 1e-4.
+    covered = 0
+    for seed in range(400):
+        clock = Clock()
+        noise = np.random.default_rng(seed).lognormal(0, 0.05, 2000) * 0.01
+        ratio = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=2.0, ci_width=0.05).ratio
+        covered += ratio.low <= 1.0 <= ratio.high
+    assert covered / 400 > 0.85
+
+
+def test_alone_is_the_median_after_warm_up():
+    clock = Clock()
+    assert alone(
+        model(clock, [9, 9, 9, 0.1, 0.3, 0.2]), args=(), kwargs={}, num_threads=1, clock=clock
+    ) == pytest.approx(200)
+
+
+def test_threads_are_restored():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), threads(1):
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+
+
+def test_models_run_without_gradients():
+    seen = []
+    pair(
+        lambda: seen.append(torch.is_grad_enabled()),
+        lambda: None,
+        args=(),
+        kwargs={},
+        num_threads=1,
+        latency=Latency(budget_s=0.01),
+    )
+    assert not any(seen)
+
+
+def test_intervals_are_finite():
+    clock = Clock()
+    ratio = timed(model(clock, [0.005]), model(clock, [0.02]), clock).ratio
+    assert all(math.isfinite(v) for v in (ratio.value, ratio.low, ratio.high))
