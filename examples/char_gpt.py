@@ -114,7 +114,7 @@ def train(model: nn.Module, ids: Tensor, seconds: float) -> None:
         batch = windows(ids, torch.randint(len(ids) - CONTEXT, (BATCH,)))
         loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 

@@ -35,10 +35,11 @@ def main() -> None:
     )
     results = tuner.fit()
 
-    feasible = [r.metrics for r in results if r.metrics and r.metrics.get("feasible")]
+    metrics = [results[index].metrics or {} for index in range(len(results))]
+    feasible = [trial for trial in metrics if trial.get("feasible")]
     if not feasible:
         raise SystemExit("no trial held the accuracy; give it more samples")
-    best = min(feasible, key=lambda metrics: metrics["latency_ratio"])
+    best = min(feasible, key=lambda trial: trial["latency_ratio"])
     print(f"accuracy {best['accuracy']:.4f}, {best['latency_ratio']:.3f} of the fastest fp32's time")
     int8 = raysq.quantize(model, calib, recipe=Recipe.from_json(best["recipe"]))
     print(f"rebuilt from its recipe: accuracy {accuracy(int8):.4f}")

@@ -99,7 +99,8 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
     if isinstance(found, torch.nn.Module):
         if not options.shape:
             raise OptionError("a model alone doesn't say its inputs. Pass their shape, such as `--shape 1,3,224,224`.")
-        raysq.inspect(found, (torch.zeros(_shape(options.shape)),))
+        example = torch.zeros(_shape(options.shape))
+        raysq.inspect(found, (example,))
         return 0
     arguments = _workload(found, options.target)
     first = next(Calibration.of(arguments["calib"]).batches(arguments["model"]))
@@ -143,9 +144,8 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
     _refuse(rest)
     header, entries = journal.read(_journal(options.journal))
     baseline = header.baseline
-    table = Table(
-        title=f"{header.backend}, fp32: accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.3f} ms ({baseline.form})"
-    )
+    fp32 = f"accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.3f} ms ({baseline.form})"
+    table = Table(title=f"{header.backend}, fp32: {fp32}")
     for column in (
         "trial",
         "label",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raysq.result import Result
@@ -94,6 +94,9 @@ class NoFeasibleRecipe(RaysqError):
     def __init__(self, message: str, result: Result) -> None:
         super().__init__(message)
         self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.result)  # by default an exception pickles its message alone
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

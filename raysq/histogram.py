@@ -74,7 +74,7 @@ class HistogramBuilder:
         if not flat.numel():
             return
         lo, hi = (float(bound) for bound in flat.aminmax())
-        if not (-LIMIT <= lo and hi <= LIMIT):  # so written, a NaN fails too
+        if not (lo >= -LIMIT and hi <= LIMIT):  # so written, a NaN fails too
             return self.add(flat[flat.abs() <= LIMIT])
         self._grow(min(lo, self._lo), max(hi, self._hi))
         width = 2.0**self._exponent

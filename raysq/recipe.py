@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -192,7 +193,7 @@ class OpConfig:
         Raises:
             RecipeError: an unknown key or value.
         """
-        _check_keys("op configuration", data, {"precision", "approach", "activation", "weight", "rounding"})
+        _check_keys("call's configuration", data, {"precision", "approach", "activation", "weight", "rounding"})
         precision = _enum(Precision, data.get("precision"))
         if precision is not Precision.INT8:
             return cls(precision)
@@ -236,8 +237,13 @@ class Recipe:
             raise RecipeError(f"each transform may stand once, got {[str(t) for t in self.transforms]}.")
         order = list(Transform)
         object.__setattr__(self, "ops", MappingProxyType(dict(sorted(self.ops.items()))))
-        object.__setattr__(self, "smoothing", MappingProxyType(dict(sorted(self.smoothing.items()))))
+        smoothing = {group: _floats(alpha) for group, alpha in sorted(self.smoothing.items())}
+        object.__setattr__(self, "smoothing", MappingProxyType(smoothing))
         object.__setattr__(self, "transforms", tuple(sorted(self.transforms, key=order.index)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both run the same: fields that don't matter, as a float call's weight scheme, make no difference."""
+        return self.digest == other.digest if isinstance(other, Recipe) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -258,7 +264,7 @@ class Recipe:
         """Return a copy in which the named calls are configured anew."""
         return replace(self, ops={**self.ops, **changes})
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that name this recipe: equal recipes, equal digests."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
@@ -270,15 +276,14 @@ class Recipe:
         to a tensor, so calls that share an input can't quantize it differently.
         """
         reasons = []
-        configs = self.ops.values()
-        if any(c.precision is Precision.BF16 for c in configs):
+        int8 = [config for config in self.ops.values() if config.is_int8]
+        if any(config.precision is Precision.BF16 for config in self.ops.values()):
             reasons.append("bf16 is global in IPEX (autocast), a qconf has no bf16 per op")
-        approaches = {c.approach for c in configs if c.is_int8}
-        if Approach.DYNAMIC in approaches:
+        if any(config.approach is Approach.DYNAMIC for config in int8):
             reasons.append("dynamic quantization is chosen by a qconfig mapping, not by the qconf")
-        if any(c.rounding is not Rounding.NEAREST for c in configs if c.is_int8):
+        if any(config.rounding is not Rounding.NEAREST for config in int8):
             reasons.append("a qconf holds scales, not weights: adaptive rounding is lost")
-        if any(c.activation.dtype is QuantDType.S8 and c.activation.scheme is Scheme.AFFINE for c in configs if c.is_int8):
+        if any((c.activation.dtype, c.activation.scheme) == (QuantDType.S8, Scheme.AFFINE) for c in int8):
             reasons.append("IPEX runs s8 activations symmetric only")
         reasons.extend(f"{t.value} changes weights, which a qconf does not hold" for t in self.transforms)
         return tuple(reasons)
@@ -308,7 +313,11 @@ class Recipe:
         if not isinstance(schema, int) or schema > SCHEMA:
             raise RecipeError(f"recipe schema must be at most {SCHEMA}, got {schema!r}. Update raysq to read it.")
         ops, smoothing, transforms = data.get("ops", {}), data.get("smoothing", {}), data.get("transforms", ())
-        if not isinstance(ops, Mapping) or not isinstance(smoothing, Mapping) or not isinstance(transforms, list | tuple):
+        if (
+            not isinstance(ops, Mapping)
+            or not isinstance(smoothing, Mapping)
+            or not isinstance(transforms, list | tuple)
+        ):
             raise RecipeError("in a recipe, `ops` and `smoothing` are objects and `transforms` is a list.")
         return cls(
             ops={str(name): OpConfig.from_dict(config) for name, config in ops.items()},
@@ -349,6 +358,11 @@ def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise RecipeError(f"`{name}` must be true or false, got {value!r}.")
     return value
+
+
+def _floats(alpha: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """Return floats for integers and 0.0 for -0.0, so that what is equal has one spelling in JSON."""
+    return tuple(float(a) for a in alpha) if isinstance(alpha, tuple) else float(alpha) + 0.0
 
 
 def _check_smoothing(group: str, alpha: object) -> None:

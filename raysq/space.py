@@ -26,7 +26,7 @@ from raysq.kernels.base import Capabilities
 from raysq.recipe import Approach, OpConfig, Recipe
 from raysq.spelling import parse, spell
 
-__all__ = ["RESERVED", "Dimension", "SearchSpace", "Value", "build_space"]
+__all__ = ["RESERVED", "Dimension", "SearchSpace", "Value", "build_space", "flatten"]
 
 Value = str | int | float | bool
 
@@ -105,10 +105,10 @@ class SearchSpace:
                 for call, configs in self.options.items()
                 if len(configs) > 1
             )
-        return tuple(Dimension(name, values) for name, values in self._values.items() if len(values) > 1)
+        return tuple(Dimension(name, values) for name, values in self.choices.items() if len(values) > 1)
 
     @cached_property
-    def _values(self) -> dict[str, tuple[Value, ...] | range]:
+    def choices(self) -> Mapping[str, tuple[Value, ...] | range]:
         """Values of every compact dimension, those with a single one included."""
         found: dict[str, dict[Value, None]] = {}
         for call, configs in self._calls():
@@ -145,8 +145,8 @@ class SearchSpace:
         Raises:
             SpaceError: an unknown key, or a value outside the space.
         """
-        point, overrides = self._checked(_flat(config))
-        counts = {name: point.get(FLOAT_CALLS + name, self._values[FLOAT_CALLS + name][0]) for name in self.rankings}
+        point, overrides = self._checked(flatten(config))
+        counts = {name: point.get(FLOAT_CALLS + name, self.choices[FLOAT_CALLS + name][0]) for name in self.rankings}
         floats = {call for name, k in counts.items() for call in self.ranking(name)[: int(k)]}
         picked: dict[tuple[object, ...], OpConfig] = {}
         ops = {}
@@ -246,10 +246,10 @@ class SearchSpace:
             if key.startswith(OVERRIDE):
                 call = key.removeprefix(OVERRIDE)
                 overrides[call] = self._override(call, value)
-            elif key not in self._values:
-                raise SpaceError(unknown("dimension", key, self._values))
-            elif value not in self._values[key]:
-                raise SpaceError(f"{key!r} must be one of {_shown(self._values[key])}, got {value!r}.")
+            elif key not in self.choices:
+                raise SpaceError(unknown("dimension", key, self.choices))
+            elif value not in self.choices[key]:
+                raise SpaceError(f"{key!r} must be one of {_shown(self.choices[key])}, got {value!r}.")
             else:
                 point[key] = value
         return point, overrides
@@ -288,7 +288,7 @@ class SearchSpace:
         for name in self.rankings:
             calls = self.ranking(name)
             k = next((i for i, call in enumerate(calls) if recipe.config(call).is_int8), len(calls))
-            fitting = [n for n in self._values[FLOAT_CALLS + name] if isinstance(n, int) and n <= k]
+            fitting = [n for n in self.choices[FLOAT_CALLS + name] if isinstance(n, int) and n <= k]
             tops[name] = calls[: max(fitting, default=0)]
         counts: dict[str, Value] = {}
         covered: set[str] = set()
@@ -427,12 +427,12 @@ def _canonical(config: OpConfig) -> OpConfig:
     return config if config.is_int8 else OpConfig(config.precision)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Join nested keys by "/": Ray's Optuna searcher splits them there."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        flat.update(_flat(value, name + "/") if isinstance(value, Mapping) else {name: value})
+        flat.update(flatten(value, name + "/") if isinstance(value, Mapping) else {name: value})
     return flat
 
 

@@ -39,6 +39,7 @@ class KL(Calibrator):
     name: ClassVar[str] = "kl"
 
     def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
+        """Return the range of the least divergence."""
         curve = _Cumulative.of(stats.histogram)
 
         def cost(lo: Floats, hi: Floats) -> Floats:

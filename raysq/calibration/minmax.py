@@ -24,7 +24,9 @@ class MinMax(Calibrator):
     name: ClassVar[str] = "minmax"
 
     def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
+        """Return the smallest and the largest value seen."""
         return stats.minimum, stats.maximum
 
     def weight_range(self, weight: NDArray[Any], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the smallest and the largest weight of each channel."""
         return weight.min(axis=1).astype(np.float32), weight.max(axis=1).astype(np.float32)

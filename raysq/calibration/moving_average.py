@@ -23,6 +23,7 @@ class MovingAverage(Calibrator):
     name: ClassVar[str] = "moving_average"
 
     def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
+        """Return the moving averages of the smallest and the largest value."""
         moving = np.nan_to_num([stats.moving_min, stats.moving_max])  # not finite where no batch had a value
         lo, hi = np.clip(moving, stats.minimum, stats.maximum)
         return float(lo), float(hi)

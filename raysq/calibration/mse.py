@@ -36,12 +36,15 @@ class MSE(Calibrator):
     name: ClassVar[str] = "mse"
 
     def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
+        """Return the range of the least expected squared error."""
+
         def cost(lo: NDArray[np.float64], hi: NDArray[np.float64]) -> NDArray[np.float64]:
             return expected_error(stats.histogram, qparams(lo, hi, grid))
 
         return best_clipping(cost, stats.minimum, stats.maximum, grid.symmetric)
 
     def weight_range(self, weight: NDArray[Any], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the range of the least squared error of each channel."""
         lo, hi = weight.min(axis=1).astype(np.float32), weight.max(axis=1).astype(np.float32)
         low, high = np.minimum(lo, 0), np.maximum(hi, 0)
         if grid.symmetric:

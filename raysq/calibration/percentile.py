@@ -46,6 +46,7 @@ class Percentile(Calibrator):
         object.__setattr__(self, "percent", float(self.percent))
 
     def activation_range(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
+        """Return the two percentiles."""
         if not stats.histogram.total:
             return 0.0, 0.0
         lo = quantile(stats.histogram, 1 - self.percent / 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
-from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from raysq.errors import OptionError
@@ -92,7 +92,7 @@ def drop_of(record: TrialRecord) -> float:
     return float("inf") if record.accuracy_drop is None else record.accuracy_drop
 
 
-class Strategy(Searcher):  # type: ignore[misc]  # ray is untyped
+class Strategy(Searcher):
     """Base of all strategies: write `next_recipe`.
 
     Bound to a search before use. What it proposes twice is passed over; a proposal that failed or gave NaN is in
@@ -160,12 +160,14 @@ class Strategy(Searcher):  # type: ignore[misc]  # ray is untyped
         self._waiting = False
         self._calls: list[tuple[Any, ...]] = []
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Return a flat config, None while the strategy waits, or FINISHED."""
         if not self._bound:
             raise OptionError(
                 f"strategy {self.name!r} is not bound to a search. Call `strategy.bind(space, goal)` first."
             )
+        if self._waiting and self._running:
+            return None
         self._calls.append(("suggest", trial_id))
         if self._proposals is None:
             self._proposals = self.next_recipe(self.history)
@@ -175,7 +177,7 @@ class Strategy(Searcher):  # type: ignore[misc]  # ray is untyped
             self._waiting = False
             proposal = next(self._proposals, None)
             if proposal is None:
-                return str(Searcher.FINISHED)
+                return Searcher.FINISHED
             if isinstance(proposal, Barrier):
                 self._waiting = True
             elif proposal.recipe.digest in self._known:
@@ -187,7 +189,7 @@ class Strategy(Searcher):  # type: ignore[misc]  # ray is untyped
         if self._running:
             return None
         log.debug("%s: %d proposals in a row were made before; it ends", self.name, MAX_DUPLICATES)
-        return str(Searcher.FINISHED)
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Take a trial that ended into the history."""
@@ -200,10 +202,10 @@ class Strategy(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def save(self, checkpoint_path: str) -> None:
         """Write the calls that were made."""
-        Path(checkpoint_path).write_bytes(cloudpickle.dumps(self._calls))
+        Path(checkpoint_path).write_bytes(pickle.dumps(self._calls))
 
     def restore(self, checkpoint_path: str) -> None:
         """Make the saved calls again, on a strategy that is bound to the same search."""
         self._reset()
-        for kind, *arguments in cloudpickle.loads(Path(checkpoint_path).read_bytes()):
+        for kind, *arguments in pickle.loads(Path(checkpoint_path).read_bytes()):
             (self.suggest if kind == "suggest" else self.on_trial_complete)(*arguments)

@@ -64,15 +64,15 @@ class Turns:
 
     @property
     def _inside(self) -> bool:
-        return getattr(self._thread, "inside", False)
+        return getattr(self._thread, "holder", None) == os.getpid()  # a forked child holds nothing
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        self._thread.inside = True
+        self._thread.holder = os.getpid()
         try:
             yield
         finally:
-            self._thread.inside = False
+            self._thread.holder = None
 
     @contextmanager
     def _flock(self, name: str, mode: int) -> Iterator[None]:

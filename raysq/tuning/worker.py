@@ -139,7 +139,7 @@ class Worker:
     def _evaluate(self) -> None:
         job = self._job
         source = job.prepared.source
-        recipe = job.prepared.space.recipe({k: v for k, v in self._config.items() if k != "label"})
+        recipe = job.prepared.space.recipe(self._config)
         self._report["recipe"] = recipe.to_json()
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)

@@ -116,7 +116,12 @@ def test_weight_ranges_lie_within_each_channel_or_are_refused(calibrator, grid, 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("mse", MSE()), ("percentile", Percentile(99.99)), ("percentile(99.9)", Percentile(99.9)), ("percentile(100)", Percentile(100))],
+    [
+        ("mse", MSE()),
+        ("percentile", Percentile(99.99)),
+        ("percentile(99.9)", Percentile(99.9)),
+        ("percentile(100)", Percentile(100)),
+    ],
 )
 def test_parse(text, expected):
     assert parse(text) == expected

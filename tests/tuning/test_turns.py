@@ -25,20 +25,21 @@ class Holder:
     """A process that holds one side until told to leave."""
 
     def __init__(self, turns, side):
-        self.entered, self.leave = processes.Event(), processes.Event()
-        self.process = processes.Process(target=self._hold, args=(turns, side), daemon=True)
+        self.pipe, child = processes.Pipe()
+        self.process = processes.Process(target=self._hold, args=(turns, side, child), daemon=True)
         self.process.start()
 
-    def _hold(self, turns, side):
+    def _hold(self, turns, side, pipe):
         with getattr(turns, side)():
-            self.entered.set()
-            self.leave.wait(60)
+            pipe.send("inside")
+            pipe.recv()
 
     def is_inside(self, within=0.3):
-        return self.entered.wait(within)
+        return self.pipe.poll(within)
 
     def end(self):
-        self.leave.set()
+        if self.process.is_alive():
+            self.pipe.send("leave")
         self.process.join(60)
 
 
@@ -87,6 +88,7 @@ def test_killed_process_holds_nothing(hold, side):
     victim = hold(side)
     assert victim.is_inside(60)
     os.kill(victim.process.pid, signal.SIGKILL)
+    victim.process.join()
     assert hold("alone").is_inside(60)
 
 
@@ -96,6 +98,7 @@ def test_forked_child_does_not_keep_the_lock(turns, hold):
         child.start()
     assert hold("alone").is_inside(60)
     child.kill()
+    child.join()
 
 
 def test_exception_lets_go(turns, hold):

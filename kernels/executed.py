@@ -1,0 +1,132 @@
+"""Reads from an executed TorchScript graph which call ran in which precision.
+
+A node keeps the scope of the module that it was traced in, so the nodes of one kind in one module are that module's
+calls of this kind, in order. A node inside of a oneDNN Graph partition whose operands are dequantized in that same
+partition runs as an int8 kernel; outside of one it is a float op on rounded values, whatever the recipe wanted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raysq.graph import Call, ModelGraph, OpType
+from raysq.plan import CallPlan
+from raysq.recipe import Approach, Precision
+
+__all__ = ["executed_precisions"]
+
+FUSED_GROUP = "ipex::LlgaFusionGroup"
+OPS = {  # part of a TorchScript op's name, and the kinds of call that it computes
+    "conv": tuple(op for op in OpType if op.is_conv),
+    "linear": (OpType.LINEAR,),
+    "matmul": (OpType.MATMUL,),
+    "bmm": (OpType.BMM,),
+    "add": (OpType.ADD,),
+    "max_pool": (OpType.MAX_POOL,),
+    "avg_pool": (OpType.AVG_POOL,),
+    "embedding_bag": (OpType.EMBEDDING_BAG,),
+    "lstm": (OpType.LSTM,),
+}
+INT8_KINDS = ("quantized::add", "ipex::qembedding_bag", "ipex::quantized_lstm", "ipex::qadd")
+NOT_FUSED = "oneDNN Graph did not fuse it: it runs in float on rounded values"
+
+
+@dataclass(frozen=True)
+class _Executed:
+    """One op of the graph: which kind, in which module's scope (None if the scope is lost), and how it ran."""
+
+    key: str
+    module: str | None
+    precision: Precision
+
+
+def executed_precisions(
+    graph: Any, model: ModelGraph, plans: Mapping[str, CallPlan]
+) -> tuple[dict[str, Precision], dict[str, str]]:
+    """Return each call's precision, and why those that should run in int8 or bf16 don't.
+
+    Args:
+        graph: `torch.jit.last_executed_optimized_graph()`, after the kernels were compiled.
+        model: the calls.
+        plans: what was asked of them.
+    """
+    scoped: dict[tuple[str, str], list[Precision]] = defaultdict(list)
+    lost: dict[str, int] = defaultdict(int)
+    for op in _ops(graph, fused=False):
+        if op.module is not None:
+            scoped[op.module, op.key].append(op.precision)
+        elif op.precision is Precision.INT8:
+            lost[op.key] += 1
+    executed: dict[str, Precision] = {}
+    left: dict[str, str] = {}
+    for call in model.calls:
+        plan = plans[call.name]
+        wanted = plan.config.precision
+        if plan.reason or wanted is Precision.FP32:
+            executed[call.name] = Precision.FP32
+        elif wanted is Precision.INT8 and plan.config.approach is Approach.DYNAMIC:
+            executed[call.name] = Precision.INT8  # a swapped module has no other way to run
+        else:
+            executed[call.name] = _take(call, scoped, lost, wanted)
+        if plan.reason:
+            left[call.name] = plan.reason
+        elif executed[call.name] is not wanted:
+            left[call.name] = NOT_FUSED if wanted is Precision.INT8 else f"it runs in {executed[call.name]}"
+    return executed, left
+
+
+def _take(call: Call, scoped: Mapping[tuple[str, str], list[Precision]], lost: dict[str, int], wanted: Precision) -> Precision:
+    """Return how a call ran: the next op of its kind in its module, else one whose scope was lost."""
+    key = next(key for key, ops in OPS.items() if call.op in ops)
+    own = scoped.get((call.module, key))
+    if own:
+        return own.pop(0)
+    if wanted is Precision.INT8:
+        if lost[key]:
+            lost[key] -= 1
+            return Precision.INT8
+        return Precision.FP32
+    return wanted
+
+
+def _ops(graph: Any, *, fused: bool) -> Iterator[_Executed]:
+    for node in graph.nodes():
+        kind = node.kind()
+        if node.hasAttribute("Subgraph"):
+            yield from _ops(node.g("Subgraph"), fused=kind == FUSED_GROUP)
+        for block in node.blocks():
+            yield from _ops(block, fused=fused)
+        name = kind.split("::")[1]
+        key = next((key for key in OPS if key in name and not kind.startswith("prim::")), None)
+        if key is None or (key == "add" and not _is_tensor_sum(node, kind)):
+            continue
+        yield _Executed(key, _module(node.scopeName()), _precision(node, kind, fused))
+
+
+def _is_tensor_sum(node: Any, kind: str) -> bool:
+    if kind != "aten::add" and kind != "aten::add_":
+        return kind in INT8_KINDS
+    shapes = [v.type() for v in list(node.inputs())[:2]]
+    return all(t.kind() == "TensorType" for t in shapes)
+
+
+def _precision(node: Any, kind: str, fused: bool) -> Precision:
+    if kind in INT8_KINDS:
+        return Precision.INT8
+    inputs = [v.node() for v in node.inputs() if v.type().kind() == "TensorType"]
+    operands = inputs[:2] if len(inputs) > 1 else inputs
+    rounded = [n.kind() == "aten::dequantize" for n in operands]
+    if fused and rounded and (any(rounded) if "add" in kind else all(rounded)):
+        return Precision.INT8
+    kinds = {str(v.type().scalarType()) for v in node.outputs() if v.type().kind() == "TensorType"}
+    return Precision.BF16 if "BFloat16" in kinds else Precision.FP32
+
+
+def _module(scope: str) -> str | None:
+    """Return the module's path in the traced model from a scope such as "__module.model/__module.model.fc"."""
+    if not scope:
+        return None
+    return scope.rsplit("/", 1)[-1].removeprefix("__module.").removeprefix("model").removeprefix(".")

@@ -1,0 +1,181 @@
+"""Runs recipes on Intel Extension for PyTorch: quantize/dequantize pairs in a frozen graph that oneDNN Graph fuses.
+
+Our own insertion is used instead of `ipex.quantization.prepare` and `convert`: it needs no calibrated module, takes any
+scale per call, has bf16 per call, and builds faster; the kernels are the same, since oneDNN Graph fuses the same
+`dequantize -> op -> quantize` patterns. What really runs is read back from the graph that was executed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from raysq.arithmetic import QParams
+from raysq.deployed import Deployed
+from raysq.flattened import Flattened
+from raysq.graph import OpType
+from raysq.intercept import Interceptor
+from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.built import ScriptedModel
+from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
+from raysq.kernels.dynamic import swap_dynamic
+from raysq.kernels.executed import executed_precisions
+from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
+from raysq.kernels.insertion import Insertion
+from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme, TensorConfig
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Engine"]
+
+FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
+TORCH_DTYPES = {QuantDType.U8: torch.quint8, QuantDType.S8: torch.qint8}
+
+
+def _ipex() -> ModuleType:
+    """Import the extension without the warnings that it prints for its own developers."""
+    with warnings.catch_warnings(), _quiet_stderr():
+        warnings.simplefilter("ignore")
+        import intel_extension_for_pytorch as ipex
+    logging.getLogger("intel_extension_for_pytorch").setLevel(logging.ERROR)
+    return ipex  # type: ignore[no-any-return]
+
+
+class _quiet_stderr(AbstractContextManager[None]):
+    """Silence what C++ code prints at import: operators registered twice."""
+
+    def __enter__(self) -> None:
+        self._saved = os.dup(2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+
+    def __exit__(self, *exc: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+
+
+class Numerics:
+    """torch's own quantize and dequantize, which oneDNN Graph recognises."""
+
+    def __init__(self) -> None:
+        self._rounded: dict[tuple[int, float, int, int], tuple[Tensor, Tensor]] = {}
+
+    def activation(self, x: Tensor, params: QParams) -> Tensor:
+        """Quantize once per tensor and scale: calls that share an input share its integers."""
+        scale, zero, grid = float(params.scale), int(params.zero_point), params.grid
+        key = (id(x), scale, zero, grid.qmin)
+        if key not in self._rounded:
+            clamped = x
+            if grid.steps < 255:  # quantize_per_tensor clamps to eight bits, a reduced range has seven
+                clamped = x.clamp((grid.qmin - zero) * scale, (grid.qmax - zero) * scale)
+            dtype = torch.qint8 if grid.qmin < 0 else torch.quint8
+            self._rounded[key] = (x, torch.quantize_per_tensor(clamped, scale, zero, dtype))
+        return self._rounded[key][1].dequantize()
+
+    def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
+        return x  # a dynamic call that is no module of its own; the plan has left it in float
+
+    def weight(self, w: Tensor, params: QParams) -> Tensor:
+        return quantized_weight(w, params).dequantize()
+
+
+def quantized_weight(w: Tensor, params: QParams) -> Tensor:
+    """Return a weight as a quantized tensor."""
+    grid = params.grid
+    dtype = torch.qint8 if grid.qmin < 0 else torch.quint8
+    scale = torch.from_numpy(params.scale).double()
+    zero = torch.from_numpy(params.zero_point).long()
+    if grid.steps < 255:
+        shape = [-1 if d == params.axis else 1 for d in range(w.dim())] if params.axis is not None else []
+        low, high = (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
+        w = torch.minimum(torch.maximum(w, low.float().reshape(shape)), high.float().reshape(shape))
+    if params.axis is None:
+        return torch.quantize_per_tensor(w, float(scale), int(zero), dtype)
+    return torch.quantize_per_channel(w, scale, zero, params.axis, dtype)
+
+
+class Engine:
+    """The IPEX backend, for torch 2.8."""
+
+    name = "ipex"
+
+    def unavailable_because(self) -> str | None:
+        if importlib.util.find_spec("intel_extension_for_pytorch") is None:
+            return "intel_extension_for_pytorch is not installed. Run: pip install 'raysq[ipex]'"
+        try:
+            _ipex()
+        except (ImportError, OSError, RuntimeError) as exc:
+            return f"intel_extension_for_pytorch {exc}. It needs torch 2.8: pip install 'raysq[ipex]'"
+        if not {"avx512f", "avx2"} & set(instruction_sets()):
+            return "its kernels need at least AVX2"
+        return None
+
+    def capabilities(self) -> Capabilities:
+        floats = (Precision.BF16, Precision.FP32) if has_bf16() else (Precision.FP32,)
+        int8 = (Precision.INT8, *floats)
+        static, both = (Approach.STATIC,), (Approach.STATIC, Approach.DYNAMIC)
+        activations = ((QuantDType.U8, Scheme.AFFINE), (QuantDType.S8, Scheme.SYMMETRIC))
+        s8 = ((QuantDType.S8, Scheme.SYMMETRIC),)
+        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
+        conv = OpCapability(int8, static, activations, s8, granularities)
+        product = OpCapability(int8, static, activations)
+        passive = OpCapability((Precision.INT8, Precision.FP32), static, activations)
+        ops = {
+            OpType.CONV1D: conv,
+            OpType.CONV2D: conv,
+            OpType.CONV3D: conv,
+            OpType.CONV_TRANSPOSE2D: conv,
+            OpType.CONV_TRANSPOSE3D: conv,
+            OpType.LINEAR: OpCapability(int8, both, activations, s8, granularities),
+            OpType.MATMUL: product,
+            OpType.BMM: product,
+            OpType.ADD: passive,
+            OpType.MAX_POOL: passive,
+            OpType.AVG_POOL: passive,
+            OpType.EMBEDDING_BAG: OpCapability(
+                (Precision.INT8, Precision.FP32), both, activations, s8, (Granularity.PER_TENSOR,)
+            ),
+            OpType.LSTM: OpCapability(
+                (Precision.INT8, Precision.FP32), both, activations[:1], s8, (Granularity.PER_CHANNEL,)
+            ),
+        }
+        return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
+
+    def float_forms(self) -> tuple[str, ...]:
+        return (*FORMS, FP32_FORM, BF16_FORM) if has_bf16() else (*FORMS, FP32_FORM)
+
+    def build_float(self, source: Source, form: str) -> ScriptedModel:
+        ipex = _ipex()
+        if form in FORMS:
+            return build_form(source, FORMS[form], self.name)
+        dtype = torch.bfloat16 if form == BF16_FORM else torch.float32
+
+        def optimize(model: nn.Module) -> nn.Module:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return ipex.optimize(model.eval(), dtype=dtype, inplace=True)  # type: ignore[no-any-return]
+
+        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16)
+        precision = Precision.BF16 if dtype is torch.bfloat16 else Precision.FP32
+        return build_form(source, optimize, self.name, precision, autocast)
+
+    def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
+        _ipex()
+        check(recipe, source, self.capabilities())
+        plans = source.planner.plan(recipe)
+        model, plans = swap_dynamic(source.model, source.graph, plans)
+        flat = Flattened(model, source.args, source.kwargs)
+        insertion = Insertion(plans, Numerics())
+        script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
+        warm_up(script, flat)
+        executed, left = executed_precisions(torch.jit.last_executed_optimized_graph(), source.graph, plans)
+        return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left)

@@ -1,0 +1,275 @@
+"""The strategy that raysq uses by default: a ladder of informed proposals, then TPE under the constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import ClassVar
+
+from raysq.description import family
+from raysq.recipe import OpConfig, Precision, Recipe
+from raysq.space import FEATURES, FLOAT_DTYPE, SearchSpace
+from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, drop_of, ratio_of
+from raysq.strategies.following import follow
+from raysq.strategies.optuna_searcher import ConstrainedOptuna
+from raysq.strategies.tpe import tpe_sampler
+
+__all__ = ["Auto"]
+
+Steps = Iterator[Proposal | Barrier]
+Change = Callable[[Recipe], Recipe]
+
+FOUND = "found"  # the ranking that starts with the calls that the best recipe has in float
+FEW = 4  # float calls that TPE may try even where the best recipe has none
+PRUNE_FROM = 2  # float calls from which on only the ranking that lost least so far is climbed further
+SHARE = 3  # shrinking, and looking for speed, take at most max_trials / SHARE proposals each
+VARIANTS = ("algorithm", "weight_algorithm", "activation")  # features that are varied globally, in this order
+INT8_RARELY_PAYS = ("depthwise", "add", "pool", "matmul")  # families whose float kernels are tried first
+
+
+class Auto(Strategy):
+    """The ladder, in this order, each step built on the best recipe so far.
+
+    1. The default of the space, usually all calls in int8.
+    2. If that fails: other algorithms and schemes for all calls at once, then the best of each kind together.
+    3. If they fail: the 1, 2, 4, 8, … most sensitive calls in float, then bisection between the last number that
+       failed and the first that passed; with several rankings, only the best one is climbed beyond 2.
+    4. Float calls back to int8, the least sensitive first, half of them at once, then fewer.
+    5. What may be faster: families in float, other float types, other schemes; then all that was, together.
+    6. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
+
+    It spends its whole budget: `raysq.tune` ends a search that no longer gets faster.
+    """
+
+    name: ClassVar[str] = "auto"
+
+    def next_recipe(self, history: History) -> Steps:
+        """Yield the ladder, then what TPE suggests."""
+        self._base = self.space.default()
+        yield Proposal(self._base, "default")
+        yield BARRIER
+        if history.best is None:
+            yield from self._vary(history)
+        if history.best is None:
+            yield from self._fall_back(history)
+        if history.best is not None:
+            yield from self._shrink(history)
+            yield from self._speed_up(history)
+        yield from self._refine(history)
+
+    def _vary(self, history: History) -> Steps:
+        """Try other algorithms and schemes for all calls at once, then the best of each kind together."""
+        default = self._base
+        variants = {
+            feature: [(value, _with_feature(self.space, feature, value, default)) for value in values]
+            for feature in VARIANTS
+            if (values := _values(self.space, feature))
+        }
+        for feature, candidates in variants.items():
+            for value, recipe in candidates:
+                if history.best is None:
+                    yield Proposal(recipe, f"{feature} {value}")
+        yield BARRIER
+        combined = default
+        for feature, candidates in variants.items():
+            value, recipe = min(candidates, key=lambda candidate: _loss(history, candidate[1]))
+            if _loss(history, recipe) < _loss(history, default):
+                combined = _with_feature(self.space, feature, value, combined)
+        if history.best is None:
+            yield Proposal(combined, "best of each")
+            yield BARRIER
+        best = history.best or history.closest
+        if best is not None:
+            self._base = best.recipe
+
+    def _fall_back(self, history: History) -> Steps:
+        """Put the most sensitive calls in float: ever more until it passes, then bisect."""
+        for precision in _float_precisions(self.space):
+            yield from self._climb(history, precision)
+            yield BARRIER
+            if history.best is not None:
+                yield from self._bisect(history, precision)
+                return
+
+    def _climb(self, history: History, precision: Precision) -> Steps:
+        alive = _rankings(self.space)
+        for k in self._rungs:
+            for name, calls in alive.items():
+                if history.best is not None:
+                    return
+                yield Proposal(self._rung(calls, k, precision), f"{k} calls in {precision} by {name}")
+            rungs = {name: self._rung(calls, k, precision) for name, calls in alive.items()}
+            if k >= PRUNE_FROM and all(history.of(recipe) for recipe in rungs.values()):
+                least = min(rungs, key=lambda name: _loss(history, rungs[name]))  # noqa: B023  # used at once
+                alive = {least: alive[least]}
+
+    def _bisect(self, history: History, precision: Precision) -> Steps:
+        passed = [
+            (k, name)
+            for name, calls in _rankings(self.space).items()
+            for k in self._rungs
+            if _feasible(history, self._rung(calls, k, precision))
+        ]
+        top, name = min(passed)
+        calls = _rankings(self.space)[name]
+        bottom = max((k for k in self._rungs if k < top), default=0)
+        while top - bottom > 1:
+            k = (top + bottom) // 2
+            recipe = self._rung(calls, k, precision)
+            yield Proposal(recipe, f"{k} calls in {precision} by {name}")
+            yield BARRIER
+            top, bottom = (k, bottom) if _feasible(history, recipe) else (top, k)
+
+    def _rung(self, calls: Sequence[str], k: int, precision: Precision) -> Recipe:
+        return _in_float(self.space, calls[:k], precision, self._base)
+
+    @property
+    def _rungs(self) -> list[int]:
+        """Return 1, 2, 4, … and all calls but one, since a recipe needs one in int8."""
+        top = sum(any(c.is_int8 for c in configs) for configs in self.space.options.values()) - 1
+        return [*(2**i for i in range(top.bit_length()) if 2**i < top), *([top] if top > 0 else [])]
+
+    def _shrink(self, history: History) -> Steps:
+        """Put float calls back to int8, the least sensitive first, in ever smaller groups."""
+        assert history.best is not None
+        left = max(1, self.max_trials // SHARE)
+        chunk = len(self._fallen_back(history.best.recipe)) // 2
+        while chunk:
+            calls = self._fallen_back(history.best.recipe)
+            for start in range(0, len(calls), chunk):
+                recipe = self._in_int8(calls[start : start + chunk], history.best.recipe)
+                if left and history.of(recipe) is None:
+                    left -= 1
+                    yield Proposal(recipe, f"{len(calls[start : start + chunk])} calls back to int8")
+            yield BARRIER
+            chunk //= 2
+
+    def _speed_up(self, history: History) -> Steps:
+        """Try what may be faster on top of the best so far; last, all that was faster together."""
+        start = history.best
+        assert start is not None
+        left = max(1, self.max_trials // SHARE)
+        tried: list[tuple[Change, Recipe, float]] = []
+        for label, change in self._changes(start.recipe):
+            best = history.best or start
+            recipe = change(best.recipe)
+            if left and recipe.int8_calls and history.of(recipe) is None:
+                left -= 1
+                tried.append((change, recipe, ratio_of(best)))
+                yield Proposal(recipe, label)
+        yield BARRIER
+        together = start.recipe
+        for change, recipe, before in tried:
+            record = history.of(recipe)
+            if record is not None and record.feasible and ratio_of(record) < before:
+                together = change(together)
+        yield Proposal(together, "all that was faster")
+        yield BARRIER
+
+    def _changes(self, start: Recipe) -> Iterator[tuple[str, Change]]:
+        """Yield what may make a recipe faster, the likeliest first."""
+        space = self.space
+        members: dict[str, list[str]] = {}
+        for call, configs in space.options.items():
+            if len({config.is_int8 for config in configs}) == 2:
+                members.setdefault(family(space.graph[call]), []).append(call)
+        precisions = _float_precisions(space)
+        for name in sorted(members, key=lambda name: name not in INT8_RARELY_PAYS):
+            if any(start.config(call).is_int8 for call in members[name]):
+                yield f"{name} in {precisions[0]}", partial(_in_float, space, members[name], precisions[0])
+            if not any(start.config(call).is_int8 for call in members[name]):
+                yield f"{name} in int8", partial(self._in_int8, members[name])
+        for value in _values(space, "activation"):
+            yield f"activation {value}", partial(_with_feature, space, "activation", value)
+        for precision in precisions:
+            yield f"float calls in {precision}", partial(self._recast, precision)
+
+    def _refine(self, history: History) -> Steps:
+        """Yield what TPE suggests, which knows all trials that the space can express."""
+        space = self.space
+        if history.best is not None and not space.by_call:
+            floats = self._float_calls(history.best.recipe)[::-1]
+            if floats:
+                ranking = next(iter(_rankings(space).values()))
+                space = space.with_ranking(FOUND, dict.fromkeys([*floats, *ranking]))
+            counts = {d.name: d.values for d in space.dimensions if isinstance(d.values, range)}
+            top = max(FEW, 2 * len(floats))  # far more calls in float than are needed is never fast
+            space = space.narrow({name: values[: top + 1] for name, values in counts.items()})
+        engine = ConstrainedOptuna(space, self.goal, tpe_sampler(self.seed))
+        for record in history:
+            config = space.config(record.recipe)
+            if len(config) == len(space.dimensions):  # no override: the point says all about the recipe
+                engine.learn(config, record)
+        yield from follow(engine, space, history, "tpe")
+
+    def _float_calls(self, recipe: Recipe) -> list[str]:
+        """Return the calls of a recipe that are float but may be int8, the least sensitive first."""
+        ranking = next(iter(_rankings(self.space).values()))
+        return [call for call in reversed(ranking) if not recipe.config(call).is_int8]
+
+    def _fallen_back(self, recipe: Recipe) -> list[str]:
+        return [call for call in self._float_calls(recipe) if self._base.config(call).is_int8]
+
+    def _recast(self, precision: Precision, recipe: Recipe) -> Recipe:
+        """Return the recipe with its float calls in another float type."""
+        return _in_float(self.space, self._float_calls(recipe), precision, recipe)
+
+    def _in_int8(self, calls: Sequence[str], recipe: Recipe) -> Recipe:
+        return recipe.with_ops({call: self._int8(call) for call in calls if not recipe.config(call).is_int8})
+
+    def _int8(self, call: str) -> OpConfig:
+        config = self._base.config(call)
+        return config if config.is_int8 else next(c for c in self.space.options[call] if c.is_int8)
+
+
+def _rankings(space: SearchSpace) -> dict[str, tuple[str, ...]]:
+    """Return all rankings of the calls that may be int8 or float, each completed; without any, small calls first."""
+    calls = sorted(space.graph.calls, key=lambda call: call.macs)
+    every = space.with_ranking("macs", (call.name for call in calls)).ranking("macs")
+    ranked = {name: tuple(dict.fromkeys([*space.ranking(name), *every])) for name in space.rankings}
+    return ranked or {"macs": every}
+
+
+def _float_precisions(space: SearchSpace) -> list[Precision]:
+    """Return the float types that some call offers beside int8, the default first."""
+    return [Precision(str(value)) for value in space.choices.get(FLOAT_DTYPE, ())]
+
+
+def _in_float(space: SearchSpace, calls: Sequence[str], precision: Precision, recipe: Recipe) -> Recipe:
+    """Return the recipe with these calls in a float type, or in the one they have."""
+    changes = {}
+    for call in calls:
+        floats = [config for config in space.options[call] if not config.is_int8]
+        changes[call] = next((config for config in floats if config.precision is precision), floats[0])
+    return recipe.with_ops(changes)
+
+
+def _values(space: SearchSpace, feature: str) -> list[str]:
+    """Return all values that any call offers for a feature, without the first."""
+    tables = (values for name, values in space.choices.items() if name.rpartition(".")[2] == feature)
+    return list(dict.fromkeys(str(value) for values in tables for value in values))[1:]
+
+
+def _with_feature(space: SearchSpace, feature: str, value: str, recipe: Recipe) -> Recipe:
+    """Return the recipe with one feature changed in all int8 calls that can."""
+    changes = {}
+    for call, configs in space.options.items():
+        now = recipe.config(call)
+        if now.is_int8:
+            same = (c for c in configs if c.is_int8 and _agree(c, now, feature) and FEATURES[feature](c) == value)
+            changes[call] = next(same, now)
+    return recipe.with_ops(changes)
+
+
+def _agree(one: OpConfig, other: OpConfig, but: str) -> bool:
+    return all(read(one) == read(other) for name, read in FEATURES.items() if name != but)
+
+
+def _loss(history: History, recipe: Recipe) -> float:
+    record = history.of(recipe)
+    return float("inf") if record is None else drop_of(record)
+
+
+def _feasible(history: History, recipe: Recipe) -> bool:
+    record = history.of(recipe)
+    return record is not None and record.feasible

@@ -1,0 +1,92 @@
+"""Proposals that follow a Ray Tune searcher, which learns how each did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from raysq.options import Goal
+from raysq.result import Status, TrialRecord
+from raysq.space import SearchSpace
+from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal, drop_of, ratio_of
+from raysq.tuning.records import to_result
+
+__all__ = ["follow", "penalised", "tell"]
+
+WORST_RATIO = 2.0  # a feasible recipe is hardly ever this slow, so each infeasible one ranks behind
+
+
+def follow(
+    engine: Searcher,
+    space: SearchSpace,
+    history: History,
+    label: str,
+    view: Callable[[TrialRecord], dict[str, Any]] = to_result,
+) -> Iterator[Proposal | Barrier]:
+    """Yield what a searcher suggests until it ends or has suggested nothing new many times in a row.
+
+    What was tried before is answered from the history at once.
+
+    Args:
+        engine: the searcher, whose configs are points of `space`.
+        space: what it searches.
+        history: live.
+        label: of the proposals.
+        view: the result of a trial that the searcher is shown.
+    """
+    asked = told = repeats = 0
+    pending: dict[str, list[str]] = {}
+    while True:
+        for record in history[told:]:
+            for trial_id in pending.pop(record.recipe.digest, ()):
+                tell(engine, trial_id, record, view)
+        told = len(history)
+        if repeats >= MAX_DUPLICATES:
+            if not pending:
+                return
+            yield BARRIER
+            repeats = 0
+            continue
+        trial_id = f"{asked:05d}"
+        asked += 1
+        config: Any = engine.suggest(trial_id)
+        if config == Searcher.FINISHED:
+            return
+        if config is None:
+            if not pending:
+                return
+            yield BARRIER
+            continue
+        recipe = space.recipe(config)
+        known = history.of(recipe)
+        if known is not None:
+            repeats += 1
+            tell(engine, trial_id, known, view)
+        elif recipe.digest in pending:
+            repeats += 1
+            pending[recipe.digest].append(trial_id)
+        else:
+            repeats = 0
+            pending[recipe.digest] = [trial_id]
+            yield Proposal(recipe, label)
+
+
+def tell(
+    engine: Searcher, trial_id: str, record: TrialRecord, view: Callable[[TrialRecord], dict[str, Any]] = to_result
+) -> None:
+    """Tell a searcher how a trial ended, failed ones as errors: some leave a NaN running for ever."""
+    if record.status is Status.FAILED:
+        engine.on_trial_complete(trial_id, result=None, error=True)
+    else:
+        engine.on_trial_complete(trial_id, result=view(record))
+
+
+def penalised(record: TrialRecord, goal: Goal) -> dict[str, Any]:
+    """Return a result for searchers without constraints: an infeasible trial ranks behind all feasible, by its loss."""
+    result = to_result(record)
+    if not record.feasible:
+        excess = max(drop_of(record) - goal.tolerance, 0.0)
+        result[METRIC] = max(ratio_of(record), WORST_RATIO) + excess / (1 + excess)
+    return result

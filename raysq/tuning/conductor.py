@@ -1,0 +1,237 @@
+"""Stands between Ray Tune and a searcher: no recipe runs twice, the search ends in time, a killed one goes on."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from raysq.journal import Entry
+from raysq.options import Goal
+from raysq.recipe import Recipe
+from raysq.result import TrialRecord
+from raysq.space import SearchSpace, flatten
+from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy
+from raysq.strategies.following import penalised, tell
+from raysq.strategies.optuna_searcher import ConstrainedOptuna
+from raysq.tuning.domains import domains
+from raysq.tuning.records import record, to_result
+
+__all__ = ["Conductor"]
+
+MIN_PATIENCE = 10  # trials; below that a plateau is no news
+
+log = logging.getLogger("raysq")
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What the inner searcher suggested."""
+
+    config: Mapping[str, Any]
+    recipe: Recipe
+    label: str
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A trial that Ray Tune has not ended yet."""
+
+    trial: int
+    seen: int
+    point: _Point
+
+
+class Conductor(Searcher):
+    """Any Ray Tune searcher over a search space, conducted.
+
+    A recipe that ran is answered from the history, and the searcher is asked again. Failed trials and NaN are told
+    as errors. A searcher that knows nothing of accuracy sees infeasible trials behind all feasible ones.
+    The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
+    the first feasible recipe with `stop_at_first`, or when none of the last max(10, max_trials / 4) trials was
+    faster than the best one's confidence interval. Configs carry "label", "trial" (its number) and "seen" (how
+    many trials had ended when it was suggested) beside the point.
+
+    Args:
+        inner: a bound `Strategy`, or any searcher; one without a space of its own gets `space`.
+        space: what is searched.
+        goal: what makes a recipe feasible.
+        max_trials: how many trials there will be at most, >= 1.
+        stop_at_first: end at the first feasible recipe.
+    """
+
+    def __init__(
+        self, inner: Searcher, space: SearchSpace, goal: Goal, max_trials: int = 50, *, stop_at_first: bool = False
+    ) -> None:
+        super().__init__(metric=METRIC, mode="min")
+        self.inner = inner
+        self.space = space
+        self.max_trials = max_trials
+        self.stop_at_first = stop_at_first
+        self.history = History()
+        self.ended = ""
+        self._view: Callable[[TrialRecord], dict[str, Any]] = to_result
+        if not isinstance(inner, Strategy | ConstrainedOptuna):
+            self._view = partial(penalised, goal=goal)
+            inner.set_search_properties(METRIC, "min", domains(space))
+        self._asked = 0  # of the inner searcher, duplicates included
+        self._suggested = 0
+        self._ready: deque[_Running] = deque()  # suggested in an earlier run, but not ended there
+        self._waiting: dict[str, list[str]] = {}  # recipe to the inner trials that wait for its result
+        self._running: dict[str, _Running] = {}
+        self._entries: list[Entry] = []
+        self._repeating_at = -1  # length of the history when the inner searcher had nothing new
+        self._anchor: TrialRecord | None = None
+        self._improved_at = 0
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Keep to what it was made with."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return a config that was not tried yet, None while the inner searcher waits, or FINISHED."""
+        while self._ready and self.history.of(self._ready[0].point.recipe):
+            self._ready.popleft()
+        self.ended = self.ended or self._why_over()
+        if self.ended:
+            return Searcher.FINISHED
+        if self._ready:
+            running = self._ready.popleft()
+        else:
+            point = self._ask()
+            if point is None:
+                return None
+            if not isinstance(point, _Point):
+                self.ended = "the searcher has nothing more to suggest"
+                return Searcher.FINISHED
+            running = self._numbered(point)
+        self._running[trial_id] = running
+        point = running.point
+        log.debug(
+            "trial %d: %s, %d calls in int8 (%s)",
+            running.trial,
+            point.label,
+            len(point.recipe.int8_calls),
+            point.recipe.digest,
+        )
+        return {**point.config, "label": point.label, "trial": running.trial, "seen": running.seen}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keep it back: searchers learn how trials end, so that a replay tells them the same."""
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Take a trial that ended into the history, and tell the inner searcher."""
+        running = self._running.pop(trial_id, None)
+        if running is None:
+            return
+        point = running.point
+        config = {**point.config, "label": point.label}
+        ended = record(running.trial, config, result, recipe=point.recipe, error=error)
+        self._finish(Entry(ended, running.seen))
+
+    def replay(self, entries: Sequence[Entry]) -> None:
+        """Bring a fresh conductor to where an earlier run ended.
+
+        The inner searcher is asked and told in the order of that run. Where it suggests something else than it did
+        (another version, other arguments), the rest goes to the history only, so that nothing runs twice.
+
+        Args:
+            entries: the finished trials of the earlier run, in the order in which they ended.
+        """
+        numbered = {entry.record.trial: entry for entry in entries}
+        pending = deque(entries)
+        following = True
+        self._suggested = max(numbered, default=-1) + 1
+        for number in range(max(numbered, default=-1) + 1):
+            entry = numbered.get(number)  # None: it was running when the earlier run ended
+            seen = entry.seen if entry else _seen_before(number, numbered)
+            while pending and len(self.history) < seen:
+                self._finish(pending.popleft())
+            point = self._ask() if following else None
+            if entry is None and isinstance(point, _Point):
+                self._ready.append(_Running(number, seen, point))
+            if entry and following and (not isinstance(point, _Point) or point.recipe != entry.record.recipe):
+                following = False
+                log.debug("trial %d of the earlier run is not what the searcher suggests now", number)
+                if isinstance(point, _Point):
+                    self._ready.append(self._numbered(point))
+        while pending:
+            self._finish(pending.popleft())
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the finished trials."""
+        Path(checkpoint_path).write_bytes(pickle.dumps(self._entries))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Replay the trials that `save` wrote, on a fresh conductor."""
+        self.replay(pickle.loads(Path(checkpoint_path).read_bytes()))
+
+    def _ask(self) -> Any:
+        """Return a new `_Point`, None or FINISHED."""
+        if self._repeating_at == len(self.history) and self._waiting:
+            return None
+        for _ in range(MAX_DUPLICATES):
+            inner_id = f"{self._asked:05d}"
+            suggestion: Any = self.inner.suggest(inner_id)
+            if suggestion is None or suggestion == Searcher.FINISHED:
+                return suggestion
+            self._asked += 1
+            config = flatten(suggestion)
+            recipe = self.space.recipe(config)
+            known = self.history.of(recipe)
+            if known is not None:
+                log.debug("skipped: %s ran as trial %d", recipe.digest, known.trial)
+                tell(self.inner, inner_id, known, self._view)
+            elif recipe.digest in self._waiting:
+                self._waiting[recipe.digest].append(inner_id)
+            else:
+                self._waiting[recipe.digest] = [inner_id]
+                label = str(config.pop("label", type(self.inner).__name__))
+                return _Point(config, recipe, label)
+        self._repeating_at = len(self.history)
+        return None if self._waiting else Searcher.FINISHED
+
+    def _finish(self, entry: Entry) -> None:
+        ended = entry.record
+        self._entries.append(entry)
+        self.history.append(ended)
+        if ended.feasible and ended.latency_ratio is not None and ended.latency_ratio < _low(self._anchor):
+            self._anchor = ended
+            self._improved_at = len(self.history)
+        for inner_id in self._waiting.pop(ended.recipe.digest, ()):
+            tell(self.inner, inner_id, ended, self._view)
+
+    def _why_over(self) -> str:
+        patience = max(MIN_PATIENCE, self.max_trials // 4)
+        if self.stop_at_first and self.history.best is not None:
+            return "a feasible recipe was found"
+        if self._suggested >= self.max_trials and not self._ready:
+            return f"all {self.max_trials} trials were made"
+        if self._anchor is not None and len(self.history) - self._improved_at >= patience:
+            return f"none of the last {patience} trials was faster"
+        return ""
+
+    def _numbered(self, point: _Point) -> _Running:
+        self._suggested += 1
+        return _Running(self._suggested - 1, len(self.history), point)
+
+
+def _low(anchor: TrialRecord | None) -> float:
+    """Return the ratio below which a trial is faster beyond doubt."""
+    if anchor is None or anchor.latency_ratio is None:
+        return float("inf")
+    return anchor.ratio.low if anchor.ratio else anchor.latency_ratio
+
+
+def _seen_before(number: int, numbered: Mapping[int, Entry]) -> int:
+    """Guess how many trials had ended when one was suggested that never ended: one less than for the next."""
+    after = next(numbered[n].seen for n in sorted(numbered) if n > number)
+    before = next((numbered[n].seen for n in sorted(numbered, reverse=True) if n < number), 0)
+    return max(before, after - 1)

@@ -1,0 +1,177 @@
+"""Runs a search through Ray Tune, on this machine or on the cluster that it is launched on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from raysq.errors import OptionError
+from raysq.evaluation import EvalFn
+from raysq.journal import Journal
+from raysq.options import Goal, Latency, Workers
+from raysq.result import Baseline, TrialRecord
+from raysq.tuning.live import Progress, shown
+from raysq.tuning.recorder import Recorder
+from raysq.tuning.stopper import AccuracyConstraintStopper
+from raysq.tuning.trial import cpus_per_trial, trainable
+
+if TYPE_CHECKING:
+    from raysq.prepared import Prepared
+
+__all__ = ["run", "session", "slots"]
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # its table prints even when it is told to be silent
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # eval_fn may read files by relative paths
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # 20 ms a trial; the journal holds all they would write
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the journal is what a run resumes from
+}
+LOGGERS = ("ray", "ray.tune")
+
+
+def run(
+    prepared: Prepared,
+    eval_fn: EvalFn,
+    *,
+    baseline: Baseline,
+    goal: Goal,
+    latency: Latency,
+    workers: Workers,
+    searcher: Searcher,
+    max_trials: int,
+    timeout_s: float | None = None,
+    stop_at_first: bool = False,
+    max_concurrent_trials: int | None = None,
+    journal: Journal | None = None,
+    history: Sequence[TrialRecord] = (),
+    callbacks: Sequence[tune.Callback] = (),
+    verbose: int = 1,
+) -> list[TrialRecord]:
+    """Search, and return all trials that ended, `history` first, the rest in the order in which they ended.
+
+    Ctrl-C ends the search and keeps what has ended. A trial whose worker was lost is tried again
+    `workers.max_failures` times on a fresh one, then it is a failed record.
+
+    Args:
+        prepared: the model with its statistics and search space.
+        eval_fn: the evaluation.
+        baseline: what int8 is measured against.
+        goal: how much may be lost.
+        latency: the budget of a timing.
+        workers: what a trial reserves, and how often a lost one is tried again.
+        searcher: proposes flat configs of `prepared.space`; it has taken in `history` already.
+        max_trials: how many trials there will be at most, those of `history` included, >= 1.
+        timeout_s: seconds the search may take, > 0.
+        stop_at_first: end with the first trial that meets the goal and is timed.
+        max_concurrent_trials: at most this many at once, >= 1; default as many as there is room for.
+        journal: gets a line for each trial that ended.
+        history: what a resumed run did before.
+        callbacks: of Ray Tune, in addition.
+        verbose: 0 silent, 1 progress, 2 what Ray logs too.
+
+    Raises:
+        OptionError: no node has room for a trial.
+        EvaluationError, ModelError: what workers need can't be pickled.
+        StorageError: the journal can't be written.
+    """
+    progress = Progress(baseline, goal, max_trials, timeout_s, list(history))
+    if max_trials <= len(history):
+        return progress.records
+    with session(verbose), tempfile.TemporaryDirectory(prefix="raysq-") as scratch:
+        room = slots(cpus_per_trial(prepared, workers))
+        bound = trainable(prepared, eval_fn, goal=goal, latency=latency, workers=workers, baseline=baseline)
+        with shown(progress, verbose) as show:
+            recorder = Recorder(prepared.space, journal, progress, show)
+            tuner = tune.Tuner(
+                bound,
+                tune_config=tune.TuneConfig(
+                    metric="latency_ratio",
+                    mode="min",
+                    search_alg=searcher,
+                    num_samples=max_trials - len(history),
+                    max_concurrent_trials=min(room, max_concurrent_trials or room),
+                    reuse_actors=True,
+                    time_budget_s=timeout_s,
+                ),
+                run_config=tune.RunConfig(
+                    name="run",
+                    storage_path=scratch,  # Ray's own snapshot: nothing in it that the journal hasn't
+                    stop=AccuracyConstraintStopper(
+                        goal.tolerance, goal.criterion, goal.higher_is_better, stop_at_first
+                    ),
+                    callbacks=[recorder, *callbacks],
+                    failure_config=tune.FailureConfig(max_failures=workers.max_failures),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            )
+            with suppress(KeyboardInterrupt):
+                tuner.fit()
+    return progress.records
+
+
+def slots(cpus: int) -> int:
+    """Return how many trials of `cpus` CPUs fit on the nodes of the running cluster.
+
+    Raises:
+        OptionError: not a single one.
+    """
+    sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    room = sum(size // cpus for size in sizes)
+    if not room:
+        raise OptionError(
+            f"a trial reserves {cpus} CPUs and the largest Ray node offers {max(sizes, default=0)}. Lower "
+            "`num_threads` or `Workers.cpus_per_trial`."
+        )
+    return room
+
+
+@contextmanager
+def session(verbose: int) -> Iterator[None]:
+    """Be connected to Ray inside the block; what was started for it, and only that, ends with it.
+
+    It joins what is running already: in this process, at RAY_ADDRESS, or started by `ray start` on this machine.
+    """
+    level = logging.INFO if verbose > 1 else logging.ERROR
+    with _environment(QUIET), _log_level(level):
+        started = not ray.is_initialized()
+        try:
+            if started:
+                ray.init(log_to_driver=verbose > 1, logging_level=level)
+            yield
+        finally:
+            if started:
+                ray.shutdown()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if before[name] is None})  # the user's own wins
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    before = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            logging.getLogger(name).setLevel(value)

@@ -1,0 +1,229 @@
+"""The conductor: duplicates, the end of a search, replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.samplers import RandomSampler
+from ray import cloudpickle
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+from simulation import Simulation
+
+from raysq import strategies
+from raysq.journal import Entry
+from raysq.strategies.base import BARRIER, Proposal, Strategy
+from raysq.tuning.conductor import Conductor
+from raysq.tuning.records import record
+
+
+def conductor(
+    sim: Simulation, inner: Searcher | str = "auto", trials: int = 40, seed: int = 0, **kwargs: Any
+) -> Conductor:
+    space = sim.space()
+    searcher = strategies.get(inner).bind(space, sim.goal, trials, seed) if isinstance(inner, str) else inner
+    return Conductor(searcher, space, sim.goal, trials, **kwargs)
+
+
+def drive(conductor: Conductor, sim: Simulation, slots: int = 1, stop_after: int | None = None) -> list[Entry]:
+    """Run trials as Ray Tune would, the oldest ending first; return what a journal would hold."""
+    running: list[tuple[str, dict[str, Any]]] = []
+    finished = False
+    while not finished or running:
+        if stop_after is not None and len(conductor.history) >= stop_after:
+            break
+        suggestion = None
+        if not finished and len(running) < slots:
+            suggestion = conductor.suggest(f"ray-{conductor._suggested}")
+            finished = suggestion == Searcher.FINISHED
+        if isinstance(suggestion, dict):
+            running.append((f"ray-{suggestion['trial']}", suggestion))
+            continue
+        if running:
+            trial_id, config = running.pop(0)
+            result = sim.run(conductor.space.recipe(config))
+            conductor.on_trial_complete(trial_id, result, error=result["status"] == "failed")
+    return list(conductor._entries)
+
+
+class Stutterer(Searcher):
+    """Suggests the same few points for ever."""
+
+    def __init__(self, points: list[dict[str, Any]]) -> None:
+        super().__init__(metric="latency_ratio", mode="min")
+        self.points = points
+        self.asked = 0
+        self.told: dict[str, tuple[dict[str, Any] | None, bool]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        self.asked += 1
+        return self.points[(self.asked - 1) % len(self.points)]
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.told[trial_id] = (result, error)
+
+
+TWO = [{"linear.algorithm": "mse"}, {"linear.algorithm": "kl"}]
+
+
+def test_a_recipe_runs_once_and_the_searcher_hears_of_it_each_time() -> None:
+    sim, inner = Simulation(), Stutterer([TWO[0], TWO[0], TWO[1]])
+    drive(conductor(sim, inner), sim)
+    assert len({r.recipe.digest for r in conductor(sim, inner).history}) == 0
+    assert len(inner.told) == inner.asked  # each question is answered, duplicates at once
+
+
+def test_a_searcher_that_repeats_itself_ends_the_search() -> None:
+    sim = Simulation()
+    subject = conductor(sim, Stutterer(TWO))
+    assert len(drive(subject, sim)) == 2
+    assert "nothing more" in subject.ended
+
+
+def test_a_duplicate_of_a_running_trial_is_answered_when_that_ends() -> None:
+    sim, inner = Simulation(), Stutterer([TWO[0]])
+    subject = conductor(sim, inner)
+    first = subject.suggest("a")
+    assert subject.suggest("b") is None  # nothing new as long as the first is running
+    asked = inner.asked
+    assert subject.suggest("b") is None
+    assert inner.asked == asked  # and it isn't asked again before something changes
+    subject.on_trial_complete("a", sim.run(subject.space.recipe(first)))
+    assert len(inner.told) == asked
+
+
+def test_configs_carry_number_and_completions_seen() -> None:
+    sim = Simulation()
+    subject = conductor(sim, "random")
+    first, second = subject.suggest("a"), subject.suggest("b")
+    subject.on_trial_complete("a", sim.run(subject.space.recipe(first)))
+    third = subject.suggest("c")
+    assert [(c["trial"], c["seen"]) for c in (first, second, third)] == [(0, 0), (1, 0), (2, 1)]
+
+
+def test_stop_at_first_ends_at_the_first_feasible() -> None:
+    sim = Simulation()
+    entries = drive(conductor(sim, "auto", stop_at_first=True), sim)
+    assert [entry.record.feasible for entry in entries].index(True) == len(entries) - 1
+
+
+def test_the_search_ends_on_a_plateau_only_after_something_was_feasible() -> None:
+    sim = Simulation(sensitive=0)
+    point = {"linear.algorithm": "mse"}
+    many = Stutterer([{**point, "float_calls.mse": k} for k in range(40)])  # each slower than the one before
+    subject = conductor(sim, many)
+    assert len(drive(subject, sim)) == 11  # the default, and ten that were not faster
+    hopeless = Simulation(sensitive=0, tolerance=0.0)
+    assert len(drive(conductor(hopeless, "random", trials=30), hopeless)) == 30
+
+
+def test_max_trials_ends_the_search() -> None:
+    sim = Simulation()
+    subject = conductor(sim, "random", trials=5)
+    assert len(drive(subject, sim)) == 5
+    assert subject.ended == "all 5 trials were made"
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(name: str, slots: int) -> None:
+    sim = Simulation(seed=3)
+    whole = drive(conductor(sim, name, trials=15), sim, slots=slots)
+    part = drive(conductor(sim, name, trials=15), sim, slots=slots, stop_after=11)
+    resumed = conductor(sim, name, trials=15)
+    resumed.replay(part)
+    drive(resumed, sim, slots=slots)
+    tried = [record.recipe.digest for record in resumed.history]
+    assert len(set(tried)) == len(tried)  # nothing runs twice
+    if slots == 1:
+        assert tried == [entry.record.recipe.digest for entry in whole]
+    assert tried[:11] == [entry.record.recipe.digest for entry in part]
+
+
+def test_a_replay_of_a_replay_is_the_same() -> None:
+    sim = Simulation(seed=3)
+    once = drive(conductor(sim, trials=25), sim, slots=3, stop_after=9)
+    second = conductor(sim, trials=25)
+    second.replay(once)
+    twice = drive(second, sim, slots=3, stop_after=15)
+    third = conductor(sim, trials=25)
+    third.replay(twice)
+    assert [r.recipe.digest for r in third.history] == [r.recipe.digest for r in second.history]
+    assert {r.trial for r in third.history} == set(range(15)) | {r.trial for r in second.history}
+
+
+def test_what_another_searcher_tried_is_not_tried_again() -> None:
+    sim = Simulation(seed=3)
+    earlier = drive(conductor(sim, "random", trials=10), sim)
+    resumed = conductor(sim, "auto", trials=25)
+    resumed.replay(earlier)
+    drive(resumed, sim)
+    tried = [record.recipe.digest for record in resumed.history]
+    assert len(set(tried)) == len(tried)
+    assert tried[:10] == [entry.record.recipe.digest for entry in earlier]
+
+
+def test_save_and_restore_is_a_replay(tmp_path: Path) -> None:
+    sim = Simulation(seed=3)
+    subject = conductor(sim)
+    drive(subject, sim, stop_after=8)
+    subject.save(str(tmp_path / "state"))
+    again = conductor(sim)
+    again.restore(str(tmp_path / "state"))
+    assert again.history[:] == subject.history[:]
+
+
+@pytest.mark.parametrize(("result", "error"), [(None, True), ({"latency_ratio": float("nan")}, False), ({}, False)])
+def test_failures_are_told_as_errors(result: dict[str, Any] | None, error: bool) -> None:
+    inner = Stutterer(TWO)
+    subject = conductor(Simulation(), inner)
+    subject.suggest("a")
+    subject.on_trial_complete("a", result, error)
+    assert inner.told == {"00000": (None, True)}
+    assert subject.history[0].reason
+
+
+def test_a_plain_optuna_search_is_bound_and_sees_infeasible_trials_behind_feasible_ones() -> None:
+    sim = Simulation(sensitive=2)
+    inner = OptunaSearch(sampler=RandomSampler(seed=1))
+    entries = drive(conductor(sim, inner, trials=20), sim)
+    told = {t.number: t.value for t in inner._ot_study.trials}
+    feasible = {i for i, entry in enumerate(entries) if entry.record.feasible}
+    assert feasible and len(feasible) < len(entries)
+    assert max(told[i] for i in feasible) < min(told[i] for i in told.keys() - feasible)
+
+
+def test_it_can_be_pickled_before_it_runs() -> None:
+    sim = Simulation()
+    subject = cloudpickle.loads(cloudpickle.dumps(conductor(sim)))  # as a Tuner does
+    assert drive(subject, sim, stop_after=3)
+
+
+def test_a_barrier_holds_back_until_all_ended() -> None:
+    class Two(Strategy):
+        name = "two"
+
+        def next_recipe(self, history: Any) -> Any:
+            for value in ("mse", "kl"):
+                yield Proposal(self.space.recipe({"linear.algorithm": value}), value)
+            yield BARRIER
+            yield Proposal(self.space.recipe({"linear.algorithm": "minmax"}), f"after {len(history)}")
+
+    sim = Simulation()
+    subject = conductor(sim, Two().bind(sim.space(), sim.goal))
+    first, second = subject.suggest("a"), subject.suggest("b")
+    assert subject.suggest("c") is None
+    subject.on_trial_complete("b", sim.run(subject.space.recipe(second)))
+    assert subject.suggest("c") is None
+    subject.on_trial_complete("a", sim.run(subject.space.recipe(first)))
+    assert subject.suggest("c")["label"] == "after 2"
+
+
+def test_a_record_and_its_result_are_inverse() -> None:
+    from raysq.tuning.records import to_result
+
+    sim = Simulation()
+    once = record(0, {"label": "x"}, sim.run(sim.space().default()))
+    assert record(0, {"label": "x"}, to_result(once)) == once
