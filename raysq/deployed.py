@@ -141,7 +141,8 @@ class Deployed(torch.nn.Module):
             ModelError: another device or dtype.
         """
         for target in (*args, *kwargs.values()):
-            if isinstance(target, str | torch.device) and torch.device(target) != self.device:
+            is_index = isinstance(target, int) and not isinstance(target, bool)
+            if is_index or (isinstance(target, str | torch.device) and torch.device(target).type != "cpu"):
                 raise ModelError(f"this int8 model runs on the CPU only, got .to({str(target)!r}).")
             if isinstance(target, torch.dtype) and target != self.dtype:
                 raise ModelError(f"a deployed model's precision is fixed when it is built, got .to({target}).")

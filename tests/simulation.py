@@ -42,7 +42,9 @@ CAPABILITIES = Capabilities(
 )
 
 
-def make_call(name: str, op: OpType, *, module_type: str = "", depthwise: bool = False, block: str | None = None) -> Call:
+def make_call(
+    name: str, op: OpType, *, module_type: str = "", depthwise: bool = False, block: str | None = None
+) -> Call:
     weight = {OpType.CONV2D: (8, 1 if depthwise else 8, 3, 3), OpType.LINEAR: (8, 8)}.get(op, ())
     return Call(
         name=name,

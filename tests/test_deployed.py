@@ -195,7 +195,9 @@ def test_it_behaves_like_an_eval_mode_module() -> None:
     assert not deployed.training
 
 
-@pytest.mark.parametrize("move", [lambda m: m.to("cuda"), lambda m: m.half(), lambda m: m.to(torch.bfloat16)])
+@pytest.mark.parametrize(
+    "move", [lambda m: m.to("cuda"), lambda m: m.to(0), lambda m: m.half(), lambda m: m.to(torch.bfloat16)]
+)
 def test_moving_it_is_refused(move: Any) -> None:
     with pytest.raises(ModelError, match="CPU|precision"):
         move(deploy(Returns(lambda y: y), X))

@@ -15,9 +15,10 @@ from ray.tune.search import Searcher
 
 from raysq.errors import OptionError
 from raysq.evaluation import EvalFn
-from raysq.journal import Journal
+from raysq.journal import Entry, Journal
 from raysq.options import Goal, Latency, Workers
 from raysq.result import Baseline, TrialRecord
+from raysq.tuning.conductor import Conductor
 from raysq.tuning.live import Progress, shown
 from raysq.tuning.recorder import Recorder
 from raysq.tuning.stopper import AccuracyConstraintStopper
@@ -37,6 +38,8 @@ QUIET = {
 }
 LOGGERS = ("ray", "ray.tune")
 
+log = logging.getLogger("raysq")
+
 
 def run(
     prepared: Prepared,
@@ -52,11 +55,11 @@ def run(
     stop_at_first: bool = False,
     max_concurrent_trials: int | None = None,
     journal: Journal | None = None,
-    history: Sequence[TrialRecord] = (),
+    earlier: Sequence[Entry] = (),
     callbacks: Sequence[tune.Callback] = (),
     verbose: int = 1,
 ) -> list[TrialRecord]:
-    """Search, and return all trials that ended, `history` first, the rest in the order in which they ended.
+    """Search, and return all trials that ended, in that order, those of an earlier run first.
 
     Ctrl-C ends the search and keeps what has ended. A trial whose worker was lost is tried again
     `workers.max_failures` times on a fresh one, then it is a failed record.
@@ -68,13 +71,13 @@ def run(
         goal: how much may be lost.
         latency: the budget of a timing.
         workers: what a trial reserves, and how often a lost one is tried again.
-        searcher: proposes flat configs of `prepared.space`; it has taken in `history` already.
-        max_trials: how many trials there will be at most, those of `history` included, >= 1.
+        searcher: a bound strategy, or any Ray Tune searcher; fresh, also where `earlier` is given.
+        max_trials: how many trials there will be at most, those of the earlier run included, >= 1.
         timeout_s: seconds the search may take, > 0.
         stop_at_first: end with the first trial that meets the goal and is timed.
         max_concurrent_trials: at most this many at once, >= 1; default as many as there is room for.
         journal: gets a line for each trial that ended.
-        history: what a resumed run did before.
+        earlier: the entries of the journal that is continued; they are replayed through the searcher.
         callbacks: of Ray Tune, in addition.
         verbose: 0 silent, 1 progress, 2 what Ray logs too.
 
@@ -83,9 +86,9 @@ def run(
         EvaluationError, ModelError: what workers need can't be pickled.
         StorageError: the journal can't be written.
     """
-    progress = Progress(baseline, goal, max_trials, timeout_s, list(history))
-    if max_trials <= len(history):
-        return progress.records
+    conductor = Conductor(searcher, prepared.space, goal, max_trials, stop_at_first=stop_at_first)
+    conductor.replay(earlier)
+    progress = Progress(baseline, goal, max_trials, timeout_s, [entry.record for entry in earlier])
     with session(verbose), tempfile.TemporaryDirectory(prefix="raysq-") as scratch:
         room = slots(cpus_per_trial(prepared, workers))
         bound = trainable(prepared, eval_fn, goal=goal, latency=latency, workers=workers, baseline=baseline)
@@ -96,8 +99,8 @@ def run(
                 tune_config=tune.TuneConfig(
                     metric="latency_ratio",
                     mode="min",
-                    search_alg=searcher,
-                    num_samples=max_trials - len(history),
+                    search_alg=conductor,
+                    num_samples=max_trials,  # the conductor ends earlier, as it counts the earlier trials too
                     max_concurrent_trials=min(room, max_concurrent_trials or room),
                     reuse_actors=True,
                     time_budget_s=timeout_s,
@@ -116,6 +119,7 @@ def run(
             )
             with suppress(KeyboardInterrupt):
                 tuner.fit()
+    log.info("the search ended: %s", conductor.ended or "interrupted, or out of time")
     return progress.records
 
 
@@ -125,7 +129,8 @@ def slots(cpus: int) -> int:
     Raises:
         OptionError: not a single one.
     """
-    sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    sizes = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     room = sum(size // cpus for size in sizes)
     if not room:
         raise OptionError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysq.arithmetic import dequantize, qparams, quantize
 from raysq.calibration.percentile import Percentile
 from raysq.inspection import deployable
 from raysq.observation import observe
@@ -25,6 +26,7 @@ from raysq.recipe import (
     TensorConfig,
 )
 from raysq.sensitivities import ALL, rank, relative_errors
+from raysq.sensitivities.mse import _rounded
 
 INT8 = OpConfig(Precision.INT8)
 PER_TENSOR = OpConfig(Precision.INT8, weight=TensorConfig(QuantDType.S8, Scheme.SYMMETRIC, Granularity.PER_TENSOR))
@@ -209,6 +211,15 @@ class TestCulprit:
 )
 def test_rank_is_stable(errors, order):
     assert rank(errors) == order
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_rounding_equals_the_arithmetic_to_the_bit(scheme, axis):
+    x = np.random.default_rng(0).normal(size=(4, 5, 600)).astype(np.float32)
+    others = None if axis is None else tuple(a for a in range(3) if a != axis)
+    p = qparams(x.min(axis=others) / 2, x.max(axis=others), TensorConfig(QuantDType.U8, scheme).grid, axis)
+    np.testing.assert_array_equal(_rounded(torch.from_numpy(x), p).numpy(), dequantize(quantize(x, p), p))
 
 
 def test_known_by_name():

@@ -1,0 +1,169 @@
+"""A search point goes through build, score and timing; whatever goes wrong is a failed report with its reason."""
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from raysq.kernels import reference
+from raysq.options import Goal, Latency
+from raysq.recipe import Precision, Recipe
+from raysq.result import Stage, Status
+from raysq.tuning.records import record
+from raysq.tuning.worker import Job, Worker
+
+KEYS = (
+    "accuracy accuracy_drop baseline_accuracy latency_ratio latency_ratio_low latency_ratio_high latency_ms speedup "
+    "size_bytes peak_memory_bytes feasible stage build_s eval_s overhead_s latency_predicted int8_calls recipe digest "
+    "status reason node label metrics done"
+).split()
+CALLS = ["0", "2", "4"]
+ALL_FLOAT = {"op/" + name: "fp32" for name in CALLS}
+
+
+@pytest.fixture
+def worker(prepared, baseline):
+    def make(eval_fn=lambda model: 1.0, engine=None, goal=Goal()):
+        job = Job(prepared, eval_fn, goal, Latency(budget_s=0.01), baseline)
+        return Worker(job, engine or reference.Engine())
+
+    return make
+
+
+def test_two_reports(worker):
+    trial = worker()
+    trial.begin({"label": "default"})
+    first, second = trial.advance(), trial.advance()
+    assert set(KEYS) <= set(first) <= set(second)
+    assert (first["stage"], first["done"], first["latency_predicted"]) == ("evaluated", False, True)
+    assert (second["stage"], second["done"], second["latency_predicted"]) == ("timed", True, False)
+    assert second["latency_ratio_low"] <= second["latency_ratio"] <= second["latency_ratio_high"]
+    assert len(json.loads(second["pairs"])) >= 6
+    assert (first["int8_calls"], first["feasible"], first["label"]) == (3, True, "default")
+    assert json.loads(first["metrics"]) == {"accuracy": 1.0}
+    assert first["peak_memory_bytes"] > 10**7
+
+
+def test_reports_are_records(worker, prepared):
+    trial = worker()
+    trial.begin({})
+    trial.advance()
+    kept = record(0, {}, trial.advance())
+    assert (kept.status, kept.stage, kept.recipe) == (Status.FINISHED, Stage.TIMED, prepared.space.default())
+    assert kept.ratio is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "accuracy", "feasible", "reason"),
+    [
+        ({}, 1.0, True, ""),
+        ({}, 0.99, True, ""),  # a drop of exactly the tolerance
+        ({}, 0.98, False, "loses 0.02"),
+        (ALL_FLOAT, 1.0, False, "no call runs in int8"),
+    ],
+)
+def test_feasible(worker, config, accuracy, feasible, reason):
+    trial = worker(lambda model: accuracy)
+    trial.begin(config)
+    report = trial.advance()
+    assert report["feasible"] is feasible
+    assert reason in report["reason"]
+    assert report["status"] == "finished"
+
+
+def raises(model):
+    raise ValueError("no such file")
+
+
+class Broken(reference.Engine):
+    def build(self, source, recipe):
+        raise MemoryError("out of scratchpads")
+
+
+class Untimeable(reference.Engine):
+    def build_float(self, source, form):
+        raise RuntimeError("no such form")
+
+
+@pytest.mark.parametrize(
+    ("eval_fn", "engine", "config", "advances", "stage", "reason"),
+    [
+        (raises, None, {}, 1, "build", "ValueError: no such file"),
+        (lambda model: math.nan, None, {}, 1, "build", "must be finite"),
+        (lambda model: None, None, {}, 1, "build", "must return a number"),
+        (lambda model: 1.0, Broken(), {}, 1, "build", "MemoryError: out of scratchpads"),
+        (lambda model: 1.0, None, {"linear.scheme": "odd"}, 1, "build", "linear.scheme"),
+        (lambda model: 1.0, Untimeable(), {}, 2, "evaluated", "no such form"),
+    ],
+)
+def test_failures_are_reports(worker, eval_fn, engine, config, advances, stage, reason):
+    trial = worker(eval_fn, engine)
+    trial.begin(config)
+    for _ in range(advances):
+        report = trial.advance()
+    assert (report["status"], report["done"], report["feasible"], report["stage"]) == ("failed", True, False, stage)
+    assert report["latency_ratio"] == math.inf  # no searcher takes it for good
+    assert reason in report["reason"]
+    trial.begin({})  # the worker goes on
+    assert trial.advance()["stage"] in ("evaluated", "build")
+
+
+def test_same_recipe_same_digest(worker, prepared):
+    trial = worker()
+    digests = []
+    for config in ({}, {}, ALL_FLOAT):
+        trial.begin(config)
+        digests.append(trial.advance()["digest"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_baseline_form_is_built_once_and_one_candidate_is_held(worker):
+    engine = reference.Engine()
+    built = []
+    build_float = engine.build_float
+    engine.build_float = lambda source, form: built.append(form) or build_float(source, form)
+    trial = worker(engine=engine)
+    for _ in range(2):
+        trial.begin({})
+        assert trial._candidate is None
+        trial.advance()
+        trial.advance()
+    assert built == ["jit"]
+
+
+def test_eval_fn_sees_the_built_model(worker, prepared):
+    seen = []
+
+    def eval_fn(model):
+        seen.append(model(*prepared.source.args))
+        return 1.0
+
+    trial = worker(eval_fn)
+    trial.begin({})
+    trial.advance()
+    exact = prepared.source.model(*prepared.source.args)
+    assert not torch.equal(seen[0], exact)  # quantized ...
+    assert torch.allclose(seen[0], exact, atol=0.2)  # ... slightly
+
+
+def test_prediction_comes_from_what_really_runs(worker, prepared):
+    class Refusing(reference.Engine):
+        def build(self, source, recipe):
+            built = super().build(source, Recipe({}))
+            fp32 = {c.name: Precision.FP32 for c in source.graph.calls}
+            return SimpleNamespace(model=built.model, executed=fp32, left_in_float={}, size_bytes=1)
+
+    trial = worker(engine=Refusing())
+    trial.begin({})
+    report = trial.advance()
+    assert (report["latency_ratio"], report["int8_calls"], report["feasible"]) == (pytest.approx(1), 0, False)
+
+
+def test_relative_loss_against_zero_is_a_failed_report(prepared, baseline):
+    job = Job(prepared, lambda model: 1.0, Goal(), Latency(), replace(baseline, accuracy=0.0))
+    trial = Worker(job, reference.Engine())
+    trial.begin({})
+    assert "absolute" in trial.advance()["reason"]
