@@ -69,6 +69,8 @@ class Capabilities:
         pair = (config.activation.dtype, config.activation.scheme)
         if capability.activations and pair not in capability.activations:
             return f"activations of {op} can't be {pair[0]} {pair[1]}."
+        if self.reduce_range and self.backend != "reference" and not config.activation.reduce_range:
+            return "int8 products saturate on this CPU (no VNNI), so activations need `reduce_range`."
         pair = (config.weight.dtype, config.weight.scheme)
         if op.has_weight and pair not in capability.weights:
             return f"weights of {op} can't be {pair[0]} {pair[1]}."

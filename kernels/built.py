@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raysq.deployed import Deployed
+from raysq.errors import StorageError
+from raysq.kernels.cpu import instruction_sets
 from raysq.recipe import Precision
 
-__all__ = ["MODEL_FILE", "SIGNATURE_FILE", "ScriptedModel"]
+__all__ = ["WARM_UP_RUNS", "ScriptedModel", "load"]
+
+log = logging.getLogger("raysq")
 
 MODEL_FILE = "model.pt"
 SIGNATURE_FILE = "signature.json"
+EXAMPLE_FILE = "example.pt"
+WARM_UP_RUNS = 3  # the first run profiles, the second compiles, from the third on nothing changes
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class ScriptedModel:
         model: what is called.
         executed: call name to the precision it really runs in.
         left_in_float: call name to the reason why it isn't as the recipe asked.
+        example: the flat example inputs, which warm a loaded model up.
     """
 
     backend: str
@@ -38,6 +47,7 @@ class ScriptedModel:
     model: Deployed
     executed: Mapping[str, Precision]
     left_in_float: Mapping[str, str]
+    example: tuple[Tensor, ...] = ()
 
     @cached_property
     def size_bytes(self) -> int:
@@ -49,5 +59,31 @@ class ScriptedModel:
     def save(self, directory: Path) -> None:
         """Write model.pt, which torch.jit.load reads, and how it is called."""
         torch.jit.save(self.script, str(directory / MODEL_FILE))
-        signature = {**self.model.signature(), "backend": self.backend}
+        torch.save(list(self.example), directory / EXAMPLE_FILE)
+        signature = {**self.model.signature(), "backend": self.backend, "isa": list(instruction_sets())}
         (directory / SIGNATURE_FILE).write_text(json.dumps(signature, indent=1))
+
+
+def load(directory: Path) -> Deployed:
+    """Return a saved model, warmed up; nothing is unpickled.
+
+    Raises:
+        StorageError: the directory holds no model, or it can't be read.
+        BackendError: the backend that runs it isn't installed here.
+    """
+    from raysq.kernels import base
+
+    try:
+        signature = json.loads((directory / SIGNATURE_FILE).read_text())
+        example = torch.load(directory / EXAMPLE_FILE, weights_only=True)
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise StorageError(f"{directory} holds no saved raysq model: {exc}") from exc
+    base.get(signature["backend"])  # its kernels must be registered before the graph is read
+    missing = set(signature["isa"]) - set(instruction_sets())
+    if missing:
+        log.warning("the model was tuned on a CPU with %s; this one lacks it: measure again.", ", ".join(sorted(missing)))
+    script = torch.jit.load(str(directory / MODEL_FILE))
+    with torch.no_grad():
+        for _ in range(WARM_UP_RUNS):
+            script(*example)
+    return Deployed.load(script, signature)

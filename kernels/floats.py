@@ -15,15 +15,13 @@ from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened
 from raysq.intercept import Interceptor
-from raysq.kernels.built import ScriptedModel
+from raysq.kernels.built import WARM_UP_RUNS, ScriptedModel
 from raysq.recipe import Precision
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
 
 __all__ = ["FORMS", "build_form", "freeze", "warm_up"]
-
-WARM_UP_RUNS = 3  # the first run profiles, the second compiles, from the third on nothing changes
 
 
 def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) -> Any:
@@ -63,7 +61,7 @@ def build_form(
     script = freeze(flat, context or Interceptor(model, out_of_place=source.graph.out_of_place))
     warm_up(script, flat)
     executed = dict.fromkeys(source.graph.by_name, precision)
-    return ScriptedModel(backend, script, Deployed.of(script, flat), executed, {})
+    return ScriptedModel(backend, script, Deployed.of(script, flat), executed, {}, flat.example)
 
 
 def _channels_last(model: nn.Module) -> nn.Module:

@@ -94,4 +94,4 @@ class Engine:
         warm_up(script, flat)
         executed = {n: Precision.FP32 if p.reason else p.config.precision for n, p in plans.items()}
         left = {n: p.reason for n, p in plans.items() if p.reason}
-        return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left)
+        return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)

@@ -1,0 +1,47 @@
+"""Fast and accurate int8 on CPU: a Ray Tune search over quantization recipes.
+
+Example:
+    >>> import raysq
+    >>> result = raysq.tune(model, calib, eval_fn)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raysq import errors
+from raysq.api import inspect, load, prepare, quantize, search_space, trainable, tune
+from raysq.calibration_data import Calibration
+from raysq.options import Goal, Latency, Workers
+from raysq.recipe import Recipe
+from raysq.result import Result
+
+if TYPE_CHECKING:
+    from raysq.tuning.stopper import AccuracyConstraintStopper
+
+__all__ = [
+    "AccuracyConstraintStopper",
+    "Calibration",
+    "Goal",
+    "Latency",
+    "Recipe",
+    "Result",
+    "Workers",
+    "errors",
+    "inspect",
+    "load",
+    "prepare",
+    "quantize",
+    "search_space",
+    "trainable",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs Ray when it is asked for."""
+    if name == "AccuracyConstraintStopper":
+        from raysq.tuning.stopper import AccuracyConstraintStopper
+
+        return AccuracyConstraintStopper
+    raise AttributeError(f"module 'raysq' has no attribute {name!r}")

@@ -50,16 +50,8 @@ def measure(
     contest = _Contest(prepared, engine, latency)
     forms = engine.float_forms()
     champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
-    best = None
-    for form in (form for form in forms if BF16 in form):
-        if built := contest.build(form):
-            timing = contest.time(built, champion)
-            contest.forms_ms[form] = timing.candidate_ms
-            if best is None or timing.ratio.value < best[0].ratio.value:
-                try:
-                    best = timing, evaluation.evaluate(eval_fn, built.model, goal).value
-                except EvaluationError as exc:
-                    contest.dropped[form] = str(exc)
+    rivals = [contest.bf16(form, champion, eval_fn, goal) for form in forms if BF16 in form]
+    best = min((r for r in rivals if r is not None), key=lambda r: r[0].ratio.value, default=None)
     return Baseline(
         accuracy=score.value,
         metrics=score.metrics,
@@ -96,20 +88,42 @@ class _Contest:
         expected = outputs(source.model, source.args, source.kwargs)
         champion: BuiltModel | None = None
         for form in forms:
-            built = self.build(form)
-            if built is None:
-                continue
-            if not same_outputs(outputs(built.model, source.args, source.kwargs), expected, RTOL):
-                self.dropped[form] = f"its output differs from the model's by more than {RTOL:g} of the largest value"
-                continue
-            timing = self.time(built, champion or built)
-            self.forms_ms[form] = timing.candidate_ms
-            if champion is None or timing.ratio.value < 1:
-                champion, self.winner = built, form
+            champion = self._winner(form, champion, expected)
         if champion is None:
             reasons = "; ".join(f"{form}: {reason}" for form, reason in self.dropped.items())
             raise BackendError(f"backend {self.engine.name!r} could build no fp32 form of the model ({reasons}).")
         return champion
+
+    def bf16(
+        self, form: str, champion: BuiltModel, eval_fn: evaluation.EvalFn, goal: Goal
+    ) -> tuple[Timing, float] | None:
+        """Return how fast a form is against the fastest fp32, and its score."""
+        built = self.build(form)
+        if built is None:
+            return None
+        try:
+            accuracy = evaluation.evaluate(eval_fn, built.model, goal).value
+        except EvaluationError as exc:
+            self.dropped[form] = str(exc)
+            return None
+        timing = self.time(built, champion)
+        self.forms_ms[form] = timing.candidate_ms
+        return timing, accuracy
+
+    def _winner(self, form: str, champion: BuiltModel | None, expected: list[Tensor]) -> BuiltModel | None:
+        built = self.build(form)
+        if built is None:
+            return champion
+        source = self.prepared.source
+        if not same_outputs(outputs(built.model, source.args, source.kwargs), expected, RTOL):
+            self.dropped[form] = f"its output differs from the model's by more than {RTOL:g} of the largest value"
+            return champion
+        timing = self.time(built, champion or built)
+        self.forms_ms[form] = timing.candidate_ms
+        if champion is not None and timing.ratio.value >= 1:
+            return champion
+        self.winner = form
+        return built
 
     def build(self, form: str) -> BuiltModel | None:
         """Return a form, or None where it can't be built."""
@@ -129,4 +143,3 @@ class _Contest:
             num_threads=self.prepared.num_threads,
             latency=self.latency,
         )
-

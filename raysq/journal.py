@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
@@ -23,7 +24,7 @@ from raysq.errors import InputError, ResumeError, StorageError
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
-__all__ = ["SCHEMA", "Entry", "Header", "Journal", "baseline_from_dict", "read", "record_from_dict", "to_dict"]
+__all__ = ["SCHEMA", "Entry", "Header", "Journal", "baseline_from_dict", "read", "record_from_dict", "to_dict", "writable"]
 
 SCHEMA = 1  # grows by additions only: a reader of schema n accepts every schema <= n
 
@@ -143,6 +144,20 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as exc:
             raise StorageError(f"can't write {self.path}: {exc.strerror}.") from exc
+
+
+def writable(directory: Path) -> Path:
+    """Make a directory and return it.
+
+    Raises:
+        StorageError: it can't be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory
+    except OSError as exc:
+        raise StorageError(f"can't write {directory}: {exc.strerror}. Pass another `storage_path`.") from exc
 
 
 def read(path: Path) -> tuple[Header, tuple[Entry, ...]]:

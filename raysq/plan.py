@@ -48,11 +48,14 @@ class Planner:
         self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
         self._weight_cache: dict[tuple[str, TensorConfig], QParams] = {}
 
-    def plan(self, recipe: Recipe) -> dict[str, CallPlan]:
-        """Return the plan of every call of the graph."""
+    def plan(self, recipe: Recipe, left_in_float: Mapping[str, str] | None = None) -> dict[str, CallPlan]:
+        """Return the plan of every call of the graph; calls named in `left_in_float` stay there, for its reason."""
         plans: dict[str, CallPlan] = {}
         for call in self._graph.calls:
-            plans[call.name] = self._call(call, recipe, plans)
+            reason = (left_in_float or {}).get(call.name)
+            plans[call.name] = (
+                CallPlan(recipe.config(call.name), reason=reason) if reason else self._call(call, recipe, plans)
+            )
         return plans
 
     def _call(self, call: Call, recipe: Recipe, plans: Mapping[str, CallPlan]) -> CallPlan:

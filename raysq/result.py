@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from raysq.recipe import Recipe
+from raysq.errors import StorageError
+from raysq.recipe import Precision, Recipe
 
-__all__ = ["Baseline", "Ratio", "Stage", "Status", "TrialRecord"]
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from raysq.kernels.base import BuiltModel
+
+__all__ = ["Baseline", "Ratio", "Result", "Stage", "Status", "TrialRecord"]
 
 
 class Status(StrEnum):
@@ -113,3 +122,110 @@ class TrialRecord:
     digest: str = ""
     label: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        model: the int8 model that was measured, called like the original.
+        recipe: what runs how in it.
+        accuracy: its score.
+        accuracy_drop: its loss against the baseline, as the goal counts it.
+        baseline: what it was measured against.
+        latency_ms: its median.
+        latency_ratio: against the fastest fp32 form, with its 95 % interval; smaller is better.
+        feasible: whether it meets the goal.
+        trials: every trial that ended.
+        executed: call name to the precision it really runs in.
+        left_in_float: call name, and why it isn't in int8.
+        journal: the run's journal; None where there is none.
+    """
+
+    model: torch.nn.Module
+    built: BuiltModel
+    recipe: Recipe
+    accuracy: float
+    accuracy_drop: float
+    baseline: Baseline
+    latency_ms: float
+    latency_ratio: Ratio
+    feasible: bool
+    trials: tuple[TrialRecord, ...]
+    executed: Mapping[str, Precision]
+    left_in_float: Mapping[str, str]
+    journal: Path | None = None
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the fastest fp32 form it is."""
+        return 1 / self.latency_ratio.value
+
+    @property
+    def speedup_ci(self) -> tuple[float, float]:
+        """The 95 % interval of the speed-up."""
+        return 1 / self.latency_ratio.high, 1 / self.latency_ratio.low
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether it is faster than both the fastest fp32 and the bf16 form."""
+        bf16 = self.baseline.bf16_ratio
+        return self.latency_ratio.value < min(1.0, bf16.value if bf16 else 1.0)
+
+    def dataframe(self) -> pd.DataFrame:
+        """Return a row per trial, in the order in which they ended."""
+        import pandas as pd
+
+        rows = []
+        for t in self.trials:
+            ratio = t.latency_ratio
+            rows.append(
+                {
+                    "trial": t.trial,
+                    "status": t.status.value,
+                    "stage": t.stage.value,
+                    "label": t.label,
+                    "accuracy": t.accuracy,
+                    "accuracy_drop": t.accuracy_drop,
+                    "latency_ms": t.latency_ms,
+                    "latency_ratio": ratio,
+                    "latency_ratio_low": t.ratio.low if t.ratio else None,
+                    "latency_ratio_high": t.ratio.high if t.ratio else None,
+                    "latency_predicted": t.ratio is None,
+                    "speedup": 1 / ratio if ratio else None,
+                    "feasible": t.feasible,
+                    "size_bytes": t.size_bytes,
+                    "peak_memory_bytes": t.peak_memory_bytes,
+                    "int8_calls": t.int8_calls,
+                    "build_s": t.build_s,
+                    "eval_s": t.eval_s,
+                    "overhead_s": t.overhead_s,
+                    "node": t.node,
+                    "recipe": t.recipe.digest,
+                    "reason": t.reason,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def pareto_front(self) -> pd.DataFrame:
+        """Return the timed trials that no other beats in both accuracy loss and latency."""
+        frame = self.dataframe()
+        timed = frame[~frame["latency_predicted"]].sort_values(["latency_ratio", "accuracy_drop"])
+        best = timed["accuracy_drop"].cummin()
+        return timed[timed["accuracy_drop"] <= best].drop_duplicates(["latency_ratio", "accuracy_drop"])
+
+    def save(self, directory: str | Path) -> None:
+        """Write model.pt, signature.json, recipe.json and trials.csv; `raysq.load` reads them.
+
+        Raises:
+            StorageError: the directory can't be written.
+        """
+        path = Path(directory)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.built.save(path)
+            (path / "recipe.json").write_text(self.recipe.to_json())
+            self.dataframe().to_csv(path / "trials.csv", index=False)
+        except OSError as exc:
+            raise StorageError(f"can't write {path}: {exc.strerror}. Pass another directory.") from exc

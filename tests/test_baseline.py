@@ -56,14 +56,14 @@ class Built:
         self.engine.alive -= 1
 
 
-def measured(engine, eval_fn=lambda model: 0.5, goal=Goal()):
+def measured(engine, eval_fn=lambda model: 0.5):
     prepared = SimpleNamespace(
         source=SimpleNamespace(model=MODEL, args=EXAMPLE, kwargs={}),
         latency_args=EXAMPLE,
         latency_kwargs={},
         num_threads=1,
     )
-    return measure(prepared, engine, MODEL, eval_fn, goal, Latency(budget_s=0.1))
+    return measure(prepared, engine, MODEL, eval_fn, Goal(), Latency(budget_s=0.1))
 
 
 def test_fastest_form_wins():

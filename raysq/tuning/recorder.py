@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -39,6 +39,12 @@ class Recorder(tune.Callback):
         self._progress = progress
         self._show = show
         self._first = len(progress.records)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray writes its callbacks to a snapshot that nobody reads; files and screens can't be pickled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count a trial as running."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel
     from raysq.prepared import Prepared
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Job", "Worker", "digest"]
 
 Report = dict[str, Any]
 
@@ -143,7 +143,7 @@ class Worker:
         self._report["recipe"] = recipe.to_json()
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
-            digest = _digest(outputs(built.model, source.args, source.kwargs))
+            outputs_digest = digest(outputs(built.model, source.args, source.kwargs))
         with self._clock("eval_s"):
             score = evaluation.evaluate(job.eval_fn, TakesTurns(built.model, self._turns), job.goal)
         drop = job.goal.drop(score.value, job.baseline.accuracy)
@@ -157,7 +157,7 @@ class Worker:
             "speedup": 1 / predicted,
             "size_bytes": built.size_bytes,
             "int8_calls": int8_calls,
-            "digest": digest,
+            "digest": outputs_digest,
             "stage": Stage.EVALUATED.value,
             "feasible": job.goal.holds(drop) and int8_calls > 0,
             "reason": _why_infeasible(job.goal, drop, int8_calls),
@@ -204,7 +204,7 @@ def _why_infeasible(goal: Goal, drop: float, int8_calls: int) -> str:
     return "" if int8_calls else "no call runs in int8"
 
 
-def _digest(tensors: list[torch.Tensor]) -> str:
+def digest(tensors: list[torch.Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

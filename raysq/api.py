@@ -1,0 +1,404 @@
+"""The front door: what users call."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raysq import evaluation, logs
+from raysq.baseline import measure, outputs
+from raysq.deployed import Deployed
+from raysq.errors import EvaluationError, NoFeasibleRecipe, OptionError, ResumeError
+from raysq.graph import ModelGraph
+from raysq.inspection import deployable
+from raysq.kernels import base, built
+from raysq.latency import pair
+from raysq.options import Goal, Latency, Workers
+from raysq.prepared import Prepared, as_call, prepare, resolve
+from raysq.recipe import Recipe
+from raysq.result import Baseline, Result, TrialRecord
+from raysq.space import SearchSpace
+
+if TYPE_CHECKING:
+    from raysq.tuning.trial import QuantTrial
+
+__all__ = ["inspect", "load", "prepare", "quantize", "search_space", "trainable", "tune"]
+
+log = logging.getLogger("raysq")
+
+JOURNAL_FILE = "journal.jsonl"
+STORAGE = Path("raysq_runs")
+
+
+def tune(
+    model: torch.nn.Module | str,
+    calib: Any,
+    eval_fn: evaluation.EvalFn,
+    *,
+    tolerance: float = 0.01,
+    criterion: str = "relative",
+    higher_is_better: bool = True,
+    strategy: Any = "auto",
+    strategy_kwargs: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+    approach: str = "static",
+    max_trials: int = 50,
+    timeout_s: float | None = None,
+    stop_at_first: bool = False,
+    space: SearchSpace | str | None = None,
+    op_type_dict: Mapping[str, Any] | None = None,
+    op_name_dict: Mapping[str, Any] | None = None,
+    example_inputs: Any = None,
+    latency_inputs: Any = None,
+    num_threads: int | None = None,
+    max_concurrent_trials: int | None = None,
+    storage_path: str | Path | None = None,
+    name: str | None = None,
+    resume: str | Path | None = None,
+    seed: int = 0,
+    callbacks: Sequence[Any] = (),
+    verbose: int = 1,
+    goal: Goal | None = None,
+    latency: Latency | None = None,
+    workers: Workers | None = None,
+) -> Result:
+    """Find the int8 recipe that runs fastest on this CPU while accuracy stays within the tolerance.
+
+    Args:
+        model: fp32 module on the CPU, or "module:function" that returns it; it is not changed.
+        calib: calibration batches, read once; or `raysq.Calibration`.
+        eval_fn: takes a model; returns a number, a dict of numbers, or yields (sum, n) per batch.
+        tolerance: how much may be lost, >= 0; as a share of the fp32 score where `criterion` is "relative".
+        criterion: "relative" or "absolute".
+        higher_is_better: False for losses and the like.
+        strategy: a name from `raysq.strategies`, or a Ray Tune searcher.
+        strategy_kwargs: arguments of a named strategy.
+        backend: "ipex" or "reference"; None takes the fastest that can run here.
+        approach: "static", "dynamic" or "auto".
+        max_trials: trials at most, those of a resumed run included, >= 1.
+        timeout_s: seconds the search may take, > 0; None for no limit.
+        stop_at_first: end with the first recipe that meets the goal.
+        space: a `SearchSpace`, or the path of a YAML description, to search instead of the default.
+        op_type_dict: narrows the space by op type, in INC's spelling.
+        op_name_dict: narrows it by call name.
+        example_inputs: what the model is traced with; default the first calibration batch.
+        latency_inputs: what is timed; default the example inputs.
+        num_threads: threads of deployment; default the physical cores.
+        max_concurrent_trials: at most this many at once; default as many as there is room for.
+        storage_path: directory of runs; default "raysq_runs".
+        name: of this run; default the time.
+        resume: directory or journal of a run to continue.
+        seed: of every random choice.
+        callbacks: Ray Tune callbacks.
+        verbose: 0 silent, 1 progress, 2 each proposal and its reason.
+        goal: the goal as one value, instead of `tolerance`, `criterion` and `higher_is_better`.
+        latency: budget of timings.
+        workers: what a trial reserves, and how often a lost one is tried again.
+
+    Raises:
+        InputError: an argument that can't be used, before any work.
+        NoFeasibleRecipe: nothing met the goal; its `result` is the closest.
+
+    Example:
+        >>> result = raysq.tune(model, calib, eval_fn, tolerance=0.01)  # doctest: +SKIP
+    """
+    logs.configure(verbose)
+    goal = goal or Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
+    latency, workers = latency or Latency(), workers or Workers()
+    _check_limits(max_trials, timeout_s, max_concurrent_trials)
+    evaluation.check(eval_fn)
+    searcher = _searcher(strategy, strategy_kwargs or {})
+    path = _journal_path(storage_path, name, resume)
+    model = resolve(model)
+    prepared = prepare(
+        model,
+        calib,
+        backend=backend,
+        approach=approach,
+        example_inputs=example_inputs,
+        latency_inputs=latency_inputs,
+        num_threads=num_threads,
+        space=space,
+        op_type_dict=op_type_dict,
+        op_name_dict=op_name_dict,
+        seed=seed,
+    )
+    engine = base.get(prepared.engine)
+    prints = {**prepared.fingerprints, "evaluation": _fingerprint(eval_fn)}
+    arguments = {
+        "goal": str(goal),
+        "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
+        "approach": approach,
+        "max_trials": max_trials,
+        "seed": seed,
+        "num_threads": prepared.num_threads,
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(prepared.num_threads)
+    try:
+        from raysq.journal import Header, Journal
+        from raysq.tuning import runner
+
+        if resume is None:
+            baseline = measure(prepared, engine, model, eval_fn, goal, latency)
+            header = Header(prints, arguments, _versions(), prepared.engine, baseline)
+            journal, earlier = Journal.create(path, header), ()
+        else:
+            journal, header, earlier = Journal.resume(path, prints)
+            baseline = header.baseline
+        if hasattr(searcher, "bind"):
+            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source.graph, prepared.source.stats)
+        with journal:
+            trials = runner.run(
+                prepared,
+                eval_fn,
+                baseline=baseline,
+                goal=goal,
+                latency=latency,
+                workers=workers,
+                searcher=searcher,
+                max_trials=max_trials,
+                timeout_s=timeout_s,
+                stop_at_first=stop_at_first,
+                max_concurrent_trials=max_concurrent_trials,
+                journal=journal,
+                earlier=earlier,
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+        return _conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def quantize(
+    model: torch.nn.Module | str,
+    calib: Any = None,
+    recipe: Recipe | None = None,
+    backend: str | None = None,
+    approach: str = "static",
+    *,
+    example_inputs: Any = None,
+) -> Quantized:
+    """Quantize without tuning: by a recipe, or by the default one.
+
+    Args:
+        model: fp32 module on the CPU, or "module:function".
+        calib: calibration batches; None for approach "dynamic" with `example_inputs`.
+        recipe: what runs how; None takes the default of the search space.
+        backend: its name; None takes the fastest that can run here.
+        approach: "static", "dynamic" or "auto".
+        example_inputs: what the model is traced with; default the first calibration batch.
+
+    Raises:
+        InputError: what can't be used, and why.
+    """
+    prepared = prepare(model, calib, backend=backend, approach=approach, example_inputs=example_inputs)
+    chosen = recipe or prepared.space.default()
+    return Quantized(base.get(prepared.engine).build(prepared.source, chosen), chosen)
+
+
+class Quantized(torch.nn.Module):
+    """A quantized model that is called like the original.
+
+    Attributes:
+        recipe: what runs how.
+        executed: call name to the precision it really runs in.
+        left_in_float: call name, and why it isn't as the recipe asked.
+    """
+
+    def __init__(self, built_model: base.BuiltModel, recipe: Recipe) -> None:
+        super().__init__()
+        self._built = built_model
+        self.model = built_model.model
+        self.recipe = recipe
+        self.executed = built_model.executed
+        self.left_in_float = built_model.left_in_float
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on the original forward's arguments."""
+        return self.model(*args, **kwargs)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model where `raysq.load` finds it."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        self._built.save(path)
+        (path / "recipe.json").write_text(self.recipe.to_json())
+
+
+def load(directory: str | Path) -> Deployed:
+    """Return a model that `save` wrote, warmed up; nothing is unpickled.
+
+    Raises:
+        StorageError: there is none.
+        BackendError: the backend that runs it isn't installed.
+    """
+    return built.load(Path(directory))
+
+
+def inspect(model: torch.nn.Module | str, example_inputs: Any) -> ModelGraph:
+    """Print what of a model could run in int8, a line per call, and return its graph.
+
+    Args:
+        model: fp32 module on the CPU, or "module:function".
+        example_inputs: a tuple is positional, a dict keyword, anything else one argument.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    graph = deployable(resolve(model), *as_call(example_inputs))[1]
+    table = Table("call", "op", "inputs", "output", "MACs", "block", "scale absorbed by")
+    for call in graph.calls:
+        shapes = " ".join("x".join(map(str, shape)) for shape in call.input_shapes)
+        output = "x".join(map(str, call.output_shape))
+        table.add_row(call.name, call.op, shapes, output, f"{call.macs:,}", call.block or "", call.absorber or "")
+    console = Console()
+    console.print(table)
+    for where, reason in graph.left_in_float.items():
+        console.print(f"left in float: {where}: {reason}")
+    return graph
+
+
+def search_space(prepared: Prepared) -> dict[str, Any]:
+    """Return the space of a prepared model as Ray Tune domains, for `Tuner(param_space=…)`."""
+    from raysq.tuning.domains import domains
+
+    return domains(prepared.space)
+
+
+def trainable(prepared: Prepared, eval_fn: evaluation.EvalFn, **options: Any) -> type[QuantTrial]:
+    """Return the Ray Tune trainable of a prepared model; options are those of `raysq.tuning.trial.trainable`."""
+    from raysq.tuning import trial
+
+    return trial.trainable(prepared, eval_fn, **options)
+
+
+def _conclude(
+    prepared: Prepared,
+    engine: base.Backend,
+    eval_fn: evaluation.EvalFn,
+    baseline: Baseline,
+    goal: Goal,
+    latency: Latency,
+    trials: Sequence[TrialRecord],
+    journal: Path,
+) -> Result:
+    """Build the winner here, check that it is what was measured, and time it once more with a larger budget."""
+    from raysq.tuning.worker import digest
+
+    scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
+    if not scored:
+        reasons = "; ".join(sorted({t.reason for t in trials if t.reason})[:3])
+        raise EvaluationError(f"no trial could be scored. {reasons or 'The search ended before its first trial.'}")
+    feasible = [t for t in scored if t.feasible and t.ratio is not None]
+    best = min(feasible, key=_ratio) if feasible else min(scored, key=_drop)
+    source = prepared.source
+    winner = engine.build(source, best.recipe)
+    accuracy, drop = float(best.accuracy or 0.0), _drop(best)
+    if digest(outputs(winner.model, source.args, source.kwargs)) != best.digest:  # another CPU than the worker's
+        accuracy = evaluation.evaluate(eval_fn, winner.model, goal).value
+        drop = goal.drop(accuracy, baseline.accuracy)
+    reference = engine.build_float(source, baseline.form)
+    timing = pair(
+        winner.model,
+        reference.model,
+        args=prepared.latency_args,
+        kwargs=prepared.latency_kwargs,
+        num_threads=prepared.num_threads,
+        latency=Latency(latency.final_budget_s, latency.final_budget_s, latency.ci_width / 2),
+    )
+    result = Result(
+        model=winner.model,
+        built=winner,
+        recipe=best.recipe,
+        accuracy=accuracy,
+        accuracy_drop=drop,
+        baseline=baseline,
+        latency_ms=timing.candidate_ms,
+        latency_ratio=timing.ratio,
+        feasible=bool(feasible) and goal.holds(drop),
+        trials=tuple(trials),
+        executed=winner.executed,
+        left_in_float={**prepared.left_in_float, **winner.left_in_float},
+        journal=journal,
+    )
+    if not result.feasible:
+        raise NoFeasibleRecipe(
+            f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {drop:.4g}. It is in this "
+            "error's `result`. Allow a larger tolerance, or more trials.",
+            result,
+        )
+    return result
+
+
+def _ratio(trial: TrialRecord) -> float:
+    return trial.ratio.value if trial.ratio else float("inf")
+
+
+def _drop(trial: TrialRecord) -> float:
+    return float("inf") if trial.accuracy_drop is None else trial.accuracy_drop
+
+
+def _check_limits(max_trials: int, timeout_s: float | None, max_concurrent_trials: int | None) -> None:
+    if isinstance(max_trials, bool) or not isinstance(max_trials, int) or max_trials < 1:
+        raise OptionError(f"`max_trials` must be a whole number of at least 1, got {max_trials!r}.")
+    if timeout_s is not None and not timeout_s > 0:
+        hint = " INC's timeout=0, which ends with the first model that passes, is `stop_at_first=True`."
+        raise OptionError(f"`timeout_s` must be positive, got {timeout_s!r}.{hint}")
+    if max_concurrent_trials is not None and max_concurrent_trials < 1:
+        raise OptionError(f"`max_concurrent_trials` must be at least 1, got {max_concurrent_trials!r}.")
+
+
+def _searcher(strategy: Any, arguments: Mapping[str, Any]) -> Any:
+    from raysq import strategies
+
+    if isinstance(strategy, str):
+        return strategies.get(strategy, **arguments)
+    if arguments:
+        raise OptionError("`strategy_kwargs` go with a strategy's name; give a searcher instance its own arguments.")
+    if not callable(getattr(strategy, "suggest", None)):
+        raise OptionError(f"`strategy` must be a name or a Ray Tune searcher, got {type(strategy).__name__}.")
+    return strategy
+
+
+def _journal_path(storage_path: str | Path | None, name: str | None, resume: str | Path | None) -> Path:
+    if resume is not None:
+        path = Path(resume)
+        path = path / JOURNAL_FILE if path.is_dir() else path
+        if not path.exists():
+            raise ResumeError(f"there is no journal at {path}. `resume` takes the directory of an earlier run.")
+        return path
+    from raysq.journal import writable
+
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return writable(Path(storage_path or STORAGE) / (name or f"run-{stamp}")) / JOURNAL_FILE
+
+
+def _fingerprint(function: Callable[..., Any]) -> str:
+    """Return a digest of a function's code; data that it reads is beyond it."""
+    code = getattr(function, "__code__", None)
+    text = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    sha = hashlib.sha256(text.encode())
+    if isinstance(code, types.CodeType):
+        sha.update(code.co_code + repr(code.co_names).encode())
+    return sha.hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for package in ("raysq", "torch", "ray", "optuna", "intel-extension-for-pytorch"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

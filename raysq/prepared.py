@@ -1,0 +1,181 @@
+"""Everything about a model that all its trials share: the deployable copy, its graph, statistics and search space."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysq.calibration_data import Calibration, peek
+from raysq.errors import CalibrationError, ModelError, OptionError
+from raysq.inspection import deployable
+from raysq.kernels import base
+from raysq.kernels.base import Backend, Capabilities, Source
+from raysq.kernels.cpu import physical_cores
+from raysq.kernels.executed import NOT_FUSED
+from raysq.observation import observe
+from raysq.sensitivities import ALL as SENSITIVITIES
+from raysq.sensitivities import rank
+from raysq.space import SearchSpace, build_space
+
+__all__ = ["Prepared", "as_call", "prepare", "resolve"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to be searched; made by `raysq.prepare`.
+
+    Attributes:
+        source: the deployable fp32 copy with its graph, statistics and example inputs.
+        engine: name of the backend.
+        capabilities: what the backend runs on this CPU.
+        space: every recipe that may be tried.
+        latency_args: positional inputs that are timed.
+        latency_kwargs: keyword inputs that are timed.
+        num_threads: threads that the model will run with.
+        fingerprints: digests of "model" and "calibration".
+        left_in_float: call or function, and why it stays in float in every recipe.
+    """
+
+    source: Source
+    engine: str
+    capabilities: Capabilities
+    space: SearchSpace
+    latency_args: tuple[Any, ...]
+    latency_kwargs: Mapping[str, Any]
+    num_threads: int
+    fingerprints: Mapping[str, str]
+    left_in_float: Mapping[str, str] = field(default_factory=dict)
+
+
+def prepare(
+    model: nn.Module | str,
+    calib: Any = None,
+    *,
+    backend: str | None = None,
+    approach: str = "static",
+    example_inputs: Any = None,
+    latency_inputs: Any = None,
+    num_threads: int | None = None,
+    space: Any = None,
+    op_type_dict: Mapping[str, Any] | None = None,
+    op_name_dict: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Inspect a model and run the calibration data through it once; the model itself is not changed.
+
+    Args:
+        model: fp32, on the CPU; or "module:function" that returns it.
+        calib: calibration batches, or `raysq.Calibration`; None for approach "dynamic" with `example_inputs`.
+        backend: a name; None takes the fastest that can run here.
+        approach: "static", "dynamic" or "auto".
+        example_inputs: what deployment is traced with; default the first calibration batch.
+        latency_inputs: what is timed; default the example inputs.
+        num_threads: threads of deployment, >= 1; default the physical cores.
+        space: a `SearchSpace` to search instead, or the path of a YAML description.
+        op_type_dict: rules by type, in INC's spelling.
+        op_name_dict: rules by name.
+        seed: of the sampled rows and items.
+
+    Raises:
+        InputError: what can't be used, and why; before any work.
+        BackendError: the backend can't run here.
+    """
+    model = resolve(model)
+    if num_threads is not None and (isinstance(num_threads, bool) or not 1 <= num_threads <= 1024):
+        raise OptionError(f"`num_threads` must lie in [1, 1024], got {num_threads!r}.")
+    engine = base.get(backend) if backend else base.available()
+    if calib is None and (approach != "dynamic" or example_inputs is None):
+        raise CalibrationError('`calib` may be None for approach="dynamic" with `example_inputs` only.')
+    batches = iter(()) if calib is None else Calibration.of(calib).batches(model)
+    if calib is None:
+        args, kwargs = as_call(example_inputs)
+    else:
+        first, batches = peek(batches)
+        args, kwargs = as_call(example_inputs) if example_inputs is not None else (first.args, first.kwargs)
+    copy, graph = deployable(model, args, kwargs)
+    stats = None
+    if calib is not None:
+        stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
+    source = Source(copy, graph, stats, args, kwargs)
+    capabilities = engine.capabilities()
+    if isinstance(space, SearchSpace):
+        searched, idle = space, {}
+    else:
+        searched = build_space(
+            graph,
+            capabilities,
+            description=space,
+            op_type_dict=op_type_dict,
+            op_name_dict=op_name_dict,
+            approach=approach,
+        )
+        searched, idle = _without_idle(searched, source, engine)
+        if stats is not None:
+            weights = {name: p.detach().numpy() for name, p in copy.named_parameters(remove_duplicate=False)}
+            for name, sensitivity in SENSITIVITIES.items():
+                errors = sensitivity(graph, stats, weights, searched.default())
+                searched = searched.with_ranking(name, rank(errors))
+    latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else as_call(latency_inputs)
+    return Prepared(
+        source=source,
+        engine=engine.name,
+        capabilities=capabilities,
+        space=searched,
+        latency_args=latency_args,
+        latency_kwargs=latency_kwargs,
+        num_threads=num_threads or physical_cores(),
+        fingerprints={"model": _digest(model), "calibration": stats.fingerprint if stats else ""},
+        left_in_float={**graph.left_in_float, **idle},
+    )
+
+
+def resolve(model: nn.Module | str) -> nn.Module:
+    """Return the model itself, or what the function named "module:function" returns.
+
+    Raises:
+        ModelError: no such function, or it returns no module.
+    """
+    if isinstance(model, str):
+        module, _, name = model.partition(":")
+        try:
+            model = getattr(importlib.import_module(module), name)()
+        except (ImportError, AttributeError, ValueError, TypeError) as exc:
+            raise ModelError(f'`model` must be a module or "module:function" that returns one: {exc}') from exc
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs as (args, kwargs): a tuple is positional, a dict is keyword, anything else one argument."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[SearchSpace, dict[str, str]]:
+    """Take int8 away from calls that no int8 kernel takes in this model, as one build of the default recipe shows."""
+    built = engine.build(source, space.default())
+    idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
+    options = {
+        name: tuple(c for c in configs if not c.is_int8) if name in idle else configs
+        for name, configs in space.options.items()
+    }
+    options = {name: configs for name, configs in options.items() if configs}
+    if any(c.is_int8 for configs in options.values() for c in configs):
+        return replace(space, options=options), idle
+    return space, {}
+
+
+def _digest(model: nn.Module) -> str:
+    sha = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in model.state_dict().items():
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
