@@ -41,11 +41,18 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
 
 
 def warm_up(script: Any, flat: Flattened) -> None:
-    """Run the example inputs until every kernel is compiled."""
+    """Run the example inputs until every kernel is compiled.
+
+    Raises:
+        BackendError: a kernel can't be compiled or run.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(WARM_UP_RUNS):
-            script(*flat.example)
+        try:
+            for _ in range(WARM_UP_RUNS):
+                script(*flat.example)
+        except RuntimeError as exc:
+            raise BackendError(f"the built model fails on the example inputs: {exc}") from exc
 
 
 def build_form(

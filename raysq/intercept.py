@@ -257,7 +257,20 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     args, kwargs = _positional(("input",), args, kwargs)
     if not _is_data(args[0]) or kwargs.get("return_indices"):
         return None
+    args, kwargs = _with_stride(name, args, kwargs)
     return Operands((args[0],), (), lambda a, _: func(a[0], *args[1:], **kwargs))
+
+
+def _with_stride(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Spell out a pool's default stride, its kernel size: oneDNN Graph fails on the empty list that is traced."""
+    if name.startswith("adaptive"):
+        return args, kwargs
+    args, kwargs = _positional(("input", "kernel_size", "stride"), args, kwargs)
+    if len(args) == 2:
+        return (*args, args[1]), kwargs
+    return (*args[:2], args[1] if args[2] is None or args[2] == [] else args[2], *args[3:]), kwargs
 
 
 def _positional(

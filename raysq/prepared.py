@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from raysq.calibration_data import Calibration, peek
-from raysq.errors import CalibrationError, ModelError, OptionError
+from raysq.errors import BackendError, CalibrationError, ModelError, OptionError
+from raysq.graph import OpType
 from raysq.inspection import deployable
 from raysq.kernels import base
 from raysq.kernels.base import Backend, Capabilities, Source
 from raysq.kernels.cpu import physical_cores
 from raysq.kernels.executed import NOT_FUSED
 from raysq.observation import observe
+from raysq.recipe import FP32
 from raysq.sensitivities import ALL as SENSITIVITIES
 from raysq.sensitivities import rank
 from raysq.space import SearchSpace, build_space
@@ -161,8 +163,22 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[SearchSpace, dict[str, str]]:
     """Take int8 away from calls that no int8 kernel takes in this model, as one build of the default recipe shows."""
-    built = engine.build(source, space.default())
-    idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
+    idle: dict[str, str] = {}
+    recipe = space.default()
+    for _ in OpType:
+        try:
+            built = engine.build(source, recipe)
+        except BackendError as exc:
+            last = {source.graph[name].op: name for name in recipe.int8_calls}
+            culprit = next((op for op in reversed(OpType) if op in last), None)  # OpType starts with what matters most
+            if culprit is None or len(last) == 1:
+                raise
+            failing = [name for name in recipe.int8_calls if source.graph[name].op is culprit]
+            idle |= dict.fromkeys(failing, f"int8 {culprit} fails in this model: {exc}")
+            recipe = recipe.with_ops(dict.fromkeys(failing, FP32))
+            continue
+        idle |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
+        break
     options = {
         name: tuple(c for c in configs if not c.is_int8) if name in idle else configs
         for name, configs in space.options.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,18 @@ def conductor(
 def drive(conductor: Conductor, sim: Simulation, slots: int = 1, stop_after: int | None = None) -> list[Entry]:
     """Run trials as Ray Tune would, the oldest ending first; return what a journal would hold."""
     running: list[tuple[str, dict[str, Any]]] = []
-    finished = False
+    finished, ids = False, count()
     while not finished or running:
         if stop_after is not None and len(conductor.history) >= stop_after:
             break
         suggestion = None
         if not finished and len(running) < slots:
-            suggestion = conductor.suggest(f"ray-{conductor._suggested}")
+            trial_id = f"ray-{next(ids)}"
+            suggestion = conductor.suggest(trial_id)
             finished = suggestion == Searcher.FINISHED
+            assert suggestion is not None or running  # it may wait only for what is running
         if isinstance(suggestion, dict):
-            running.append((f"ray-{suggestion['trial']}", suggestion))
+            running.append((trial_id, suggestion))
             continue
         if running:
             trial_id, config = running.pop(0)
@@ -188,11 +191,14 @@ def test_failures_are_told_as_errors(result: dict[str, Any] | None, error: bool)
 def test_a_plain_optuna_search_is_bound_and_sees_infeasible_trials_behind_feasible_ones() -> None:
     sim = Simulation(sensitive=2)
     inner = OptunaSearch(sampler=RandomSampler(seed=1))
-    entries = drive(conductor(sim, inner, trials=20), sim)
-    told = {t.number: t.value for t in inner._ot_study.trials}
-    feasible = {i for i, entry in enumerate(entries) if entry.record.feasible}
-    assert feasible and len(feasible) < len(entries)
-    assert max(told[i] for i in feasible) < min(told[i] for i in told.keys() - feasible)
+    subject = conductor(sim, inner, trials=20)
+    drive(subject, sim)
+    told: dict[bool, list[float]] = {True: [], False: []}
+    for trial in inner._ot_study.trials:
+        ended = subject.history.of(subject.space.recipe(trial.params))
+        assert ended is not None
+        told[ended.feasible].append(trial.value)
+    assert max(told[True]) < min(told[False])
 
 
 def test_it_can_be_pickled_before_it_runs() -> None:
