@@ -81,7 +81,9 @@ def load(directory: Path) -> Deployed:
     base.get(signature["backend"])  # its kernels must be registered before the graph is read
     missing = set(signature["isa"]) - set(instruction_sets())
     if missing:
-        log.warning("the model was tuned on a CPU with %s; this one lacks it: measure again.", ", ".join(sorted(missing)))
+        log.warning(
+            "the model was tuned on a CPU with %s; this one lacks it: measure again.", ", ".join(sorted(missing))
+        )
     script = torch.jit.load(str(directory / MODEL_FILE))
     with torch.no_grad():
         for _ in range(WARM_UP_RUNS):

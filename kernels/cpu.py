@@ -8,7 +8,18 @@ from pathlib import Path
 
 __all__ = ["instruction_sets", "lacks_vnni", "model_name", "physical_cores"]
 
-KNOWN = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+KNOWN = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+)
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 BF16 = {"avx512_bf16", "amx_bf16"}
 

@@ -29,7 +29,9 @@ def swap_dynamic(
 
     The copy shares all other weights with the model; without a dynamic call it is the model itself.
     """
-    dynamic = [n for n, p in plans.items() if p.config.is_int8 and p.config.approach is Approach.DYNAMIC and not p.reason]
+    dynamic = [
+        n for n, p in plans.items() if p.config.is_int8 and p.config.approach is Approach.DYNAMIC and not p.reason
+    ]
     if not dynamic:
         return model, dict(plans)
     swapped = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
@@ -40,7 +42,9 @@ def swap_dynamic(
         module = model.get_submodule(call.module)
         quantized = _quantized(module, call.op, plans[name]) if uses[call.module] == 1 else None
         if quantized is None:
-            plans[name] = replace(plans[name], reason="dynamic quantization swaps modules; this call is not a module's own")
+            plans[name] = replace(
+                plans[name], reason="dynamic quantization swaps modules; this call is not a module's own"
+            )
             continue
         parent, _, attribute = call.module.rpartition(".")
         if not call.module:

@@ -78,7 +78,9 @@ def executed_precisions(
     return executed, left
 
 
-def _take(call: Call, scoped: Mapping[tuple[str, str], list[Precision]], lost: dict[str, int], wanted: Precision) -> Precision:
+def _take(
+    call: Call, scoped: Mapping[tuple[str, str], list[Precision]], lost: dict[str, int], wanted: Precision
+) -> Precision:
     """Return how a call ran: the next op of its kind in its module, else one whose scope was lost."""
     key = next(key for key, ops in OPS.items() if call.op in ops)
     own = scoped.get((call.module, key))

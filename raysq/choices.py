@@ -85,7 +85,7 @@ def options(
         *_rules("op_type_dict", op_type_dict),
         *_rules("op_name_dict", op_name_dict),
     ]
-    ignored: dict[str, None] = {}
+    ignored: list[str] = []
     unused = {rule.where for rule in rules}
     shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
     found = {}
@@ -94,26 +94,22 @@ def options(
         matching = [rule for rule in rules if rule.matches(call)]
         unused -= {rule.where for rule in matching}
         if choices is None or capability is None:
-            ignored.update(
-                (
-                    f"{r.where}: {capabilities.backend} runs {call.op} in fp32 only; ignored.",
-                    None,
-                )
-                for r in matching
-            )
+            ignored += [
+                f"{rule.where}: {capabilities.backend} runs {call.op} in fp32 only; ignored." for rule in matching
+            ]
             continue
         choices = bound = _within(choices, capability)
         for rule in matching:
             choices, outside = _apply(rule, choices, bound)
             what = f"outside what can be tuned for {call.op} on {capabilities.backend} and this CPU; ignored."
-            ignored.update((f"{rule.where}: {text} is {what}", None) for text in outside)
+            ignored += [f"{rule.where}: {text} is {what}" for text in outside]
         configs = tuple(_expand(choices, call, approaches, capabilities.reduce_range))
+        if not any(config.is_int8 for config in configs) and choices.precisions == bound.precisions:
+            configs = tuple(sorted(configs, key=lambda config: config.precision is not Precision.FP32))
         if configs and configs != (OpConfig(Precision.FP32),):
             found[call.name] = shared.setdefault(configs, configs)
-    for text in [
-        *ignored,
-        *(f"{where}: matches no call of this model; ignored." for where in sorted(unused)),
-    ]:
+    ignored += [f"{where}: matches no call of this model; ignored." for where in sorted(unused)]
+    for text in dict.fromkeys(ignored):
         warnings.warn(text, UserWarning, stacklevel=3)
     return found
 

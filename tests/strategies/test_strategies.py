@@ -1,0 +1,289 @@
+"""The contract that every strategy keeps, on a simulated model of sixty calls, and what single ones promise."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.tune.search import Searcher
+from simulation import CAPABILITIES, Simulation, make_call, make_graph
+
+from raysq import strategies
+from raysq.errors import OptionError
+from raysq.graph import OpType
+from raysq.options import Goal
+from raysq.result import Status
+from raysq.space import build_space
+from raysq.strategies.base import BARRIER, History, Proposal, Strategy
+from raysq.strategies.following import penalised
+from raysq.tuning.records import record
+
+NAMES = [kind.name for kind in strategies.ALL]
+TRIALS = 18
+
+
+def bound(name: str, sim: Simulation, trials: int = TRIALS, **kwargs: Any) -> Strategy:
+    return strategies.get(name, **kwargs).bind(sim.space(), sim.goal, trials, seed=0)
+
+
+def drive(strategy: Strategy, sim: Simulation, slots: int = 1, trials: int = TRIALS) -> list[dict[str, Any]]:
+    """Run trials as Ray Tune would, the oldest ending first; return the configs in the order of suggestion."""
+    configs: list[dict[str, Any]] = []
+    running: list[int] = []
+    finished = False
+    while True:
+        suggestion = None
+        if not finished and len(running) < slots and len(configs) < trials:
+            suggestion = strategy.suggest(str(len(configs)))
+            finished = suggestion == Searcher.FINISHED
+            assert suggestion is not None or running  # it may wait only for what is running
+        if isinstance(suggestion, dict):
+            running.append(len(configs))
+            configs.append(suggestion)
+        elif running:
+            number = running.pop(0)
+            result = sim.run(strategy.space.recipe(configs[number]))
+            strategy.on_trial_complete(str(number), result, error=result["status"] == "failed")
+        else:
+            return configs
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_suggestions_lie_inside_the_space_and_differ(name: str, slots: int) -> None:
+    sim = Simulation()
+    strategy = bound(name, sim)
+    configs = drive(strategy, sim, slots)
+    recipes = {strategy.space.recipe(config).digest for config in configs}  # raises outside the space
+    assert len(recipes) == len(configs) == TRIALS
+    assert all(type(value) in (str, int) for config in configs for value in config.values())
+    assert all(config["label"] for config in configs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_recipe_is_first(name: str) -> None:
+    strategy = bound(name, Simulation())
+    assert strategy.space.recipe(strategy.suggest("0")) == strategy.space.default()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_and_results_give_the_same_suggestions(name: str) -> None:
+    sim = Simulation()
+    assert drive(bound(name, sim), sim, slots=2) == drive(bound(name, sim), sim, slots=2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_saved_and_goes_on(name: str, tmp_path: Path) -> None:
+    sim = Simulation()
+    first = bound(name, sim)
+    configs = drive(first, sim, trials=13)
+    first.save(str(tmp_path / "state"))
+    again = cloudpickle.loads(cloudpickle.dumps(bound(name, sim)))  # as a Tuner stores it
+    again.restore(str(tmp_path / "state"))
+    assert again.history[:] == first.history[:]
+    assert again.suggest("next") == first.suggest("next")
+    assert len(configs) == 13
+
+
+@pytest.mark.parametrize("kind", ["failing", "nan"])
+@pytest.mark.parametrize("name", NAMES)
+def test_failed_trials_and_nan_do_not_stop_it(name: str, kind: str) -> None:
+    sim = Simulation(**{kind: frozenset({"mse", "minmax"})})  # the default too
+    strategy = bound(name, sim)
+    assert len(drive(strategy, sim)) == TRIALS
+    failed = [r for r in strategy.history if r.status is Status.FAILED]
+    assert failed and not any(r.feasible for r in failed)
+    assert all(r.reason for r in failed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lost_worker_does_not_stop_it(name: str) -> None:
+    strategy = bound(name, Simulation())
+    strategy.suggest("0")
+    strategy.on_trial_complete("0", None, error=True)
+    assert isinstance(strategy.suggest("1"), dict)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_space_is_exhausted_and_the_search_ends(name: str) -> None:
+    graph = make_graph([make_call("a:add", OpType.ADD), make_call("b:add", OpType.ADD)])
+    sim = Simulation(graph=graph, sensitive=1)
+    strategy = bound(name, sim, 1000)
+    assert 2 <= len(drive(strategy, sim, slots=2, trials=1000)) <= 5**2
+    assert strategy.suggest("more") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_recipe_is_tried_once(name: str) -> None:
+    graph = make_graph([make_call("a:add", OpType.ADD)])
+    only = {"add": {"activation": {"scheme": "sym", "dtype": ["int8"]}, "weight": {"dtype": "int8"}}}
+    space = build_space(graph, CAPABILITIES, op_type_dict=only).narrow({"add": "int8"})
+    sim = Simulation(graph=graph, sensitive=1)
+    strategy = strategies.get(name).bind(space, sim.goal)
+    assert len(drive(strategy, sim)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_works_on_the_per_op_space_and_without_rankings(name: str) -> None:
+    sim = Simulation()
+    for space in (sim.space().per_op(), build_space(sim.graph, CAPABILITIES)):
+        assert len(drive(strategies.get(name).bind(space, sim.goal), sim, slots=2)) == TRIALS
+
+
+def test_an_unbound_strategy_says_what_to_do() -> None:
+    with pytest.raises(OptionError, match=r"Call `strategy\.bind"):
+        strategies.get("auto").suggest("0")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("auot", {}, "Did you mean 'auto'"),
+        ("tpe", {"startup_trial": 3}, "Did you mean 'startup_trials'"),
+        ("tpe", {"startup_trials": 0}, "at least 1"),
+        ("random", {"n": 3}, "takes no arguments"),
+        ("tpe_hyperopt", {"gamma": 1.0}, r"\(0, 1\)"),
+        ("tpe_hyperopt", {"n_initial": 0}, "at least 1"),
+    ],
+)
+def test_get_refuses_what_it_does_not_know(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        strategies.get(name, **kwargs)
+
+
+def test_what_is_proposed_twice_runs_once_and_endless_repetition_ends() -> None:
+    class Same(Strategy):
+        name = "same"
+
+        def next_recipe(self, history: History) -> Any:
+            while True:
+                yield Proposal(self.space.default(), "again")
+
+    sim = Simulation()
+    assert len(drive(Same().bind(sim.space()), sim)) == 1
+
+
+def test_a_barrier_lets_a_stage_run_in_parallel() -> None:
+    class Stages(Strategy):
+        name = "stages"
+
+        def next_recipe(self, history: History) -> Any:
+            for stage in ("linear", "conv"):
+                best = min((r.accuracy_drop for r in history), default=math.inf)
+                for value in self.space.choices[f"{stage}.algorithm"]:
+                    yield Proposal(self.space.recipe({f"{stage}.algorithm": value}), f"{stage} after {best:.5f}")
+                yield BARRIER
+
+    sim = Simulation()
+    serial, parallel = (drive(Stages().bind(sim.space()), sim, slots) for slots in (1, 4))
+    assert parallel == serial
+
+
+# auto
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_auto_finds_and_shrinks_a_fallback_set(seed: int, slots: int) -> None:
+    sim = Simulation(seed=seed)
+    strategy = bound("auto", sim, trials=40)
+    drive(strategy, sim, slots, trials=40)
+    feasible = [r for r in strategy.history if r.feasible]
+    best = strategy.history.best
+    assert best is not None and feasible.index(best) > 0  # the first success is improved on
+    needed = {name for name, loss in sim.loss.items() if loss > sim.tolerance}
+    assert not needed & set(best.recipe.int8_calls)
+    slow = {call.name for call in sim.graph.calls if call.is_depthwise}
+    assert not slow & set(best.recipe.int8_calls)  # int8 is planted to be slower there
+
+
+def test_auto_spends_the_budget_on_speed_where_the_default_passes() -> None:
+    sim = Simulation(sensitive=0)
+    strategy = bound("auto", sim)
+    labels = [config["label"] for config in drive(strategy, sim)]
+    assert labels[:2] == ["default", "depthwise in bf16"]
+    assert "tpe" in labels
+    assert strategy.history.best is not None and strategy.history.best.label != "default"
+
+
+def test_auto_tries_variants_then_ever_more_float_calls_then_bisects() -> None:
+    sim = Simulation(seed=1)
+    labels = [config["label"] for config in drive(bound("auto", sim), sim)]
+    assert labels[1].startswith("algorithm")
+    counts = [int(label.split()[0]) for label in labels if label.endswith("by mse")]
+    assert counts == [1, 2, 4, 8, 6, 5]  # five calls are sensitive, and rank first
+
+
+def test_auto_goes_on_with_tpe_where_nothing_passes() -> None:
+    sim = Simulation(tolerance=0.0, sensitive=60)
+    strategy = bound("auto", sim, trials=60)
+    labels = [config["label"] for config in drive(strategy, sim, trials=60)]
+    assert any("in fp32 by" in label for label in labels)
+    assert labels[-1] == "tpe"
+
+
+def test_auto_beats_random_search() -> None:
+    ratios: dict[str, list[float]] = {"auto": [], "random": []}
+    for name, found in ratios.items():
+        for seed in range(3):
+            sim = Simulation(seed=seed)
+            strategy = strategies.get(name).bind(sim.space(), sim.goal, 40, seed)
+            drive(strategy, sim, trials=40)
+            best = strategy.history.best
+            found.append(math.inf if best is None or best.latency_ratio is None else best.latency_ratio)
+    assert all(a < r for a, r in zip(ratios["auto"], ratios["random"], strict=True))
+
+
+# optuna
+
+
+def test_optuna_knows_the_constraint_and_the_failures() -> None:
+    from optuna.samplers import RandomSampler
+    from optuna.trial import TrialState
+
+    sim = Simulation(failing=frozenset({"percentile(99.99)"}), sensitive=2)
+    space = sim.space()
+    searcher = strategies.ConstrainedOptuna(space, sim.goal, RandomSampler(seed=0))
+    feasible = {}
+    for i in range(12):
+        recipe = space.recipe(searcher.suggest(str(i)))
+        result = sim.run(recipe)
+        feasible[i] = result["feasible"]
+        searcher.on_trial_complete(str(i), {**result, "training_iteration": 1})
+    for trial in searcher._ot_study.trials:
+        if trial.state is TrialState.COMPLETE:
+            assert (max(trial.constraints.values()) <= 0) == feasible[trial.number]
+    assert {t.state for t in searcher._ot_study.trials} == {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_a_recipe_without_int8_is_infeasible_to_optuna() -> None:
+    from optuna.samplers import RandomSampler
+
+    searcher = strategies.ConstrainedOptuna(Simulation().space(), Goal(), RandomSampler(seed=0))
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"latency_ratio": 1.0, "accuracy_drop": 0.0, "feasible": False})
+    assert max(searcher._ot_study.trials[0].constraints.values()) > 0
+
+
+def test_optuna_is_saved_and_goes_on(tmp_path: Path) -> None:
+    from raysq.strategies.tpe import tpe_sampler
+
+    sim = Simulation()
+    space = sim.space()
+    first, again = (strategies.ConstrainedOptuna(space, sim.goal, tpe_sampler(0)) for _ in range(2))
+    for i in range(12):
+        first.on_trial_complete(str(i), sim.run(space.recipe(first.suggest(str(i)))))
+    first.save(str(tmp_path / "state"))
+    again.restore(str(tmp_path / "state"))
+    assert again.suggest("next") == first.suggest("next")
+
+
+def test_penalties_order_infeasible_trials_by_their_loss() -> None:
+    sim = Simulation()
+    records = [record(i, {}, sim.run(sim.space().recipe({"float_calls.mse": k}))) for i, k in enumerate((0, 2, 20))]
+    values = [penalised(r, sim.goal)["latency_ratio"] for r in records]
+    assert [r.feasible for r in records] == [False, False, True]
+    assert values == sorted(values, reverse=True)
