@@ -72,6 +72,6 @@ def _quantized(module: nn.Module, op: OpType, plan: CallPlan) -> nn.Module | Non
         return nnqd.LSTM.from_float(configured)  # type: ignore[no-any-return]
     if op is OpType.EMBEDDING_BAG and type(module) is nn.EmbeddingBag:
         configured_bag = copy.deepcopy(module)
-        configured_bag.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig
+        configured_bag.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig  # type: ignore[assignment]
         return nnq.EmbeddingBag.from_float(configured_bag)  # type: ignore[no-any-return]
     return None

@@ -37,6 +37,7 @@ class Insertion:
         self._numerics = numerics
 
     def __call__(self, site: Site, operands: Operands) -> Any:
+        """Compute one call."""
         plan = self._plans.get(site.name)
         if plan is None or plan.reason or plan.config.precision is Precision.FP32:
             return operands.run(operands.activations, operands.weights)

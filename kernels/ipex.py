@@ -111,6 +111,7 @@ class Engine:
     name = "ipex"
 
     def unavailable_because(self) -> str | None:
+        """Say what is missing: the extension, its torch, or AVX2."""
         if importlib.util.find_spec("intel_extension_for_pytorch") is None:
             return "intel_extension_for_pytorch is not installed. Run: pip install 'raysq[ipex]'"
         try:
@@ -122,10 +123,14 @@ class Engine:
         return None
 
     def capabilities(self) -> Capabilities:
+        """Return what oneDNN Graph fuses on this CPU."""
         floats = (Precision.BF16, Precision.FP32) if has_bf16() else (Precision.FP32,)
         int8 = (Precision.INT8, *floats)
         static, both = (Approach.STATIC,), (Approach.STATIC, Approach.DYNAMIC)
-        activations = ((QuantDType.U8, Scheme.AFFINE), (QuantDType.S8, Scheme.SYMMETRIC))
+        activations: tuple[tuple[QuantDType, Scheme], ...] = (
+            (QuantDType.U8, Scheme.AFFINE),
+            (QuantDType.S8, Scheme.SYMMETRIC),
+        )
         if lacks_vnni():  # s8 products of linear layers saturate there: off by 0.6 where outputs reach 2.2
             activations = activations[:1]
         s8 = ((QuantDType.S8, Scheme.SYMMETRIC),)
@@ -155,9 +160,11 @@ class Engine:
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
 
     def float_forms(self) -> tuple[str, ...]:
+        """Name plain TorchScript in both layouts, and `ipex.optimize` in fp32 and, where the CPU has it, bf16."""
         return (*FORMS, FP32_FORM, BF16_FORM) if has_bf16() else (*FORMS, FP32_FORM)
 
     def build_float(self, source: Source, form: str) -> ScriptedModel:
+        """Build one float form."""
         ipex = _ipex()
         if form in FORMS:
             return build_form(source, FORMS[form], self.name)
@@ -173,6 +180,7 @@ class Engine:
         return build_form(source, optimize, self.name, precision, autocast)
 
     def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
+        """Build a recipe; calls that oneDNN Graph does not fuse are left in float by a second build."""
         _ipex()
         check(recipe, source, self.capabilities())
         built = self._insert(source, source.planner.plan(recipe))
@@ -188,5 +196,5 @@ class Engine:
         insertion = Insertion(plans, Numerics())
         script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
         warm_up(script, flat)
-        executed, left = executed_precisions(torch.jit.last_executed_optimized_graph(), source.graph, plans)
+        executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)

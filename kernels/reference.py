@@ -68,9 +68,11 @@ class Engine:
     name = "reference"
 
     def unavailable_because(self) -> str | None:
+        """Return None: it runs anywhere."""
         return None
 
     def capabilities(self) -> Capabilities:
+        """Return every pair of scheme and type for every kind of call."""
         precisions = (Precision.INT8, Precision.BF16, Precision.FP32)
         granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
         approaches = (Approach.STATIC, Approach.DYNAMIC)
@@ -80,12 +82,15 @@ class Engine:
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
 
     def float_forms(self) -> tuple[str, ...]:
+        """Name plain TorchScript in both layouts."""
         return tuple(FORMS)
 
     def build_float(self, source: Source, form: str) -> ScriptedModel:
+        """Build one float form."""
         return build_form(source, FORMS[form], self.name)
 
     def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
+        """Build a simulation of a recipe in fp32."""
         check(recipe, source, self.capabilities())
         plans = source.planner.plan(recipe)
         flat = Flattened(source.model, source.args, source.kwargs)

@@ -143,13 +143,13 @@ def tune(
     threads = torch.get_num_threads()
     torch.set_num_threads(prepared.num_threads)
     try:
-        from raysq.journal import Header, Journal
+        from raysq.journal import Entry, Header, Journal
         from raysq.tuning import runner
 
         if resume is None:
             baseline = measure(prepared, engine, model, eval_fn, goal, latency)
             header = Header(prints, arguments, _versions(), prepared.engine, baseline)
-            journal, earlier = Journal.create(path, header), ()
+            journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
             journal, header, earlier = Journal.resume(path, prints)
             baseline = header.baseline

@@ -133,7 +133,7 @@ class _Recorder:
         self._storages = {
             t.untyped_storage().data_ptr(): n for n, t in model.named_parameters() if t.untyped_storage().nbytes()
         }
-        self._values: WeakIdKeyDictionary[Tensor, int] = WeakIdKeyDictionary()
+        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._made = 0
         self._operands: Operands | None = None
         self._canonical: dict[int, str] = {}
@@ -275,7 +275,7 @@ def _fold(model: nn.Module, graph: ModelGraph) -> tuple[tuple[str, str], ...]:
         if norm.running_mean is None:
             continue
         if isinstance(layer, nn.Linear) and layer.out_features == norm.num_features:
-            merged: nn.Module = fuse_linear_bn_eval(layer, norm)  # type: ignore[type-var]
+            merged: nn.Module = fuse_linear_bn_eval(layer, norm)
         elif isinstance(layer, nn.modules.conv._ConvNd):
             merged = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
         else:

@@ -150,11 +150,11 @@ class Interceptor(TorchFunctionMode):
                 nn.modules.module.register_module_forward_hook(self._leave_module, always_call=True),
             ]
         self._depth += 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if self._depth == 0:
             for hook in self._hooks:
@@ -186,20 +186,14 @@ class Interceptor(TorchFunctionMode):
         name = SPELLINGS.get(name, name)
         operands = _operands(name, func, args, kwargs)
         site = None if operands is None else self._site(name)
-        if site is None or operands is None:
-            result = func(*args, **kwargs)
-        else:
-            result = self._on_call(site, operands)
+        result = func(*args, **kwargs) if site is None or operands is None else self._on_call(site, operands)
         if self._on_function is not None:
             self._on_function(Function(name, self._stack[-1], args, kwargs), site, result)
         return result
 
     def _site(self, function: str) -> Site:
         module = self._stack[-1]
-        if self._leaves[module]:
-            base = module or function
-        else:
-            base = f"{module}:{function}" if module else function
+        base = module if module and self._leaves[module] else f"{module}:{function}" if module else function
         self._seen[base] += 1
         name = base if self._seen[base] == 1 else f"{base}#{self._seen[base]}"
         return Site(name, CALLS[function], function, module)
@@ -291,7 +285,7 @@ def _positional(
 
 def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
     transposed = "transpose" in name
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    names: tuple[str, ...] = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     if transposed:
         names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
     given = {**dict(zip(names, args, strict=False)), **kwargs}

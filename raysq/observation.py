@@ -103,7 +103,7 @@ class _Observer:
         tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
         for tensor in tensors:
             self._hash.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            self._hash.update(tensor.detach().contiguous().view(torch.uint8).numpy() if tensor.numel() else b"")
+            self._hash.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         size = next((t.shape[0] for t in tensors if t.dim()), 1)
         kept = self._choose_items(size, args, kwargs)
         mask = kwargs.get("attention_mask")

@@ -73,7 +73,9 @@ class Planner:
             return CallPlan(config, reason="static quantization needs calibration statistics")
         if any(tensor not in self._stats.tensors for tensor in call.tensors):
             return CallPlan(config, reason="calibration never reached it")
-        inputs = [self._input(call, i, config.activation, plans) for i in range(len(call.tensors))]
+        inputs: list[QParams | None] = [
+            self._input(call, i, config.activation, plans) for i in range(len(call.tensors))
+        ]
         if call.op is OpType.ADD:
             riding = next((i for i in range(2) if self._rides(call, i, plans)), None)
             if riding is not None:

@@ -106,8 +106,9 @@ def prepare(
         stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
     source = Source(copy, graph, stats, args, kwargs)
     capabilities = engine.capabilities()
+    idle: dict[str, str] = {}
     if isinstance(space, SearchSpace):
-        searched, idle = space, {}
+        searched = space
     else:
         searched = build_space(
             graph,

@@ -19,7 +19,7 @@ __all__ = ["CalibrationStats", "Histogram", "Item", "TensorStats"]
 
 @dataclass(frozen=True)
 class TensorStats:
-    """Statistics of one activation over all calibration samples; values that are not finite or beyond 1e30 are left out.
+    """Statistics of one activation over all samples; values that are not finite or beyond 1e30 are left out.
 
     Attributes:
         channel_min: smallest value per channel (inf where none was seen).

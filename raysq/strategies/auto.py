@@ -195,6 +195,8 @@ class Auto(Strategy):
             counts = {d.name: d.values for d in space.dimensions if isinstance(d.values, range)}
             top = max(FEW, 2 * len(floats))  # far more calls in float than are needed is never fast
             space = space.narrow({name: values[: top + 1] for name, values in counts.items()})
+        if not space.dimensions:
+            return
         engine = ConstrainedOptuna(space, self.goal, tpe_sampler(self.seed))
         for record in history:
             config = space.config(record.recipe)

@@ -37,9 +37,12 @@ class TPE(Strategy):
 
     def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
         """Yield what the searcher suggests, the default first."""
+        default = self.space.default()
+        yield Proposal(default, "default")
+        if not self.space.dimensions:
+            return
         sampler = tpe_sampler(self.seed, self.startup_trials)
-        first = self.space.config(self.space.default())
-        engine = ConstrainedOptuna(self.space, self.goal, sampler, points=[first])
+        engine = ConstrainedOptuna(self.space, self.goal, sampler, points=[self.space.config(default)])
         yield from follow(engine, self.space, history, self.name)
 
 

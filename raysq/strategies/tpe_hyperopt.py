@@ -44,8 +44,9 @@ class HyperOptTPE(Strategy):
 
     def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
         """Yield what the searcher suggests, the default first."""
-        default = self.space.default()
-        yield Proposal(default, "default")
+        yield Proposal(self.space.default(), "default")
+        if not self.space.dimensions:
+            return
         engine = HyperOptSearch(
             space=HyperOptSearch.convert_search_space(domains(self.space)),
             metric=METRIC,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from raysq.errors import SpaceError
 from raysq.journal import Entry
 from raysq.options import Goal
 from raysq.recipe import Recipe
@@ -65,6 +66,9 @@ class Conductor(Searcher):
         goal: what makes a recipe feasible.
         max_trials: how many trials there will be at most, >= 1.
         stop_at_first: end at the first feasible recipe.
+
+    Raises:
+        SpaceError: a foreign searcher for a space that holds a single recipe.
     """
 
     def __init__(
@@ -79,6 +83,10 @@ class Conductor(Searcher):
         self.ended = ""
         self._view: Callable[[TrialRecord], dict[str, Any]] = to_result
         if not isinstance(inner, Strategy | ConstrainedOptuna):
+            if not space.dimensions:
+                raise SpaceError(
+                    "the space holds a single recipe, so there is nothing to search. Use `raysq.quantize`."
+                )
             self._view = partial(penalised, goal=goal)
             inner.set_search_properties(METRIC, "min", domains(space))
         self._asked = 0  # of the inner searcher, duplicates included

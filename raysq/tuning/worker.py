@@ -205,6 +205,7 @@ def _why_infeasible(goal: Goal, drop: float, int8_calls: int) -> str:
 
 
 def digest(tensors: list[torch.Tensor]) -> str:
+    """Return a fingerprint of tensors: equal bits, equal digests."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

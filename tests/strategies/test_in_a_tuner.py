@@ -1,0 +1,73 @@
+"""Strategies and domains in a Tuner of one's own, on a real Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import simulation
+from ray import cloudpickle, tune
+from ray.tune.search.optuna import OptunaSearch
+from simulation import Simulation
+
+from raysq import strategies
+from raysq.tuning.conductor import Conductor
+from raysq.tuning.domains import domains
+
+pytestmark = pytest.mark.slow
+
+SIM = Simulation(sensitive=2)
+SPACE = SIM.space()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    cloudpickle.register_pickle_by_value(simulation)  # workers don't see the folder of the tests
+    ray.init(num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+    cloudpickle.unregister_pickle_by_value(simulation)
+
+
+def toy(config: dict[str, Any]) -> None:
+    tune.report(SIM.run(SPACE.recipe(config)))
+
+
+def fit(storage: Path, param_space: dict[str, Any], searcher: Any) -> tune.ResultGrid:
+    return tune.Tuner(
+        toy,
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            metric="latency_ratio",
+            mode="min",
+            search_alg=searcher,
+            num_samples=6,
+            max_concurrent_trials=2,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(storage_path=str(storage), verbose=0),
+    ).fit()
+
+
+@pytest.mark.parametrize("space", [SPACE, SPACE.per_op()], ids=["compact", "per op"])
+def test_domains_are_a_param_space(space: Any, tmp_path: Path) -> None:
+    results = fit(tmp_path, domains(space), OptunaSearch(seed=0))
+    assert len(results) == 6 and not results.errors
+
+
+@pytest.mark.parametrize("name", ["auto", "tpe"])
+def test_a_strategy_is_a_searcher(name: str, tmp_path: Path) -> None:
+    strategy = strategies.get(name).bind(SPACE, SIM.goal, max_trials=6)
+    results = fit(tmp_path, {}, strategy)
+    assert len(results) == 6 and not results.errors
+    assert len(strategy.history) == 6
+
+
+def test_a_conductor_is_a_searcher(tmp_path: Path) -> None:
+    strategy = strategies.get("auto").bind(SPACE, SIM.goal, max_trials=6)
+    results = fit(tmp_path, {}, Conductor(strategy, SPACE, SIM.goal, max_trials=4))
+    assert len(results) == 4 and not results.errors
+    assert sorted(r.config["trial"] for r in results) == [0, 1, 2, 3]
