@@ -206,6 +206,16 @@ class Strategy(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Make the saved calls again, on a strategy that is bound to the same search."""
+        self._repeat(pickle.loads(Path(checkpoint_path).read_bytes()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_proposals": None}  # a generator can't be pickled: the copy makes the calls again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._repeat(state["_calls"])
+
+    def _repeat(self, calls: list[tuple[Any, ...]]) -> None:
         self._reset()
-        for kind, *arguments in pickle.loads(Path(checkpoint_path).read_bytes()):
+        for kind, *arguments in calls:
             (self.suggest if kind == "suggest" else self.on_trial_complete)(*arguments)

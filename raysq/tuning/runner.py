@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "session", "slots"]
 
-QUIET = {
+SETTINGS = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # by default Ray's agents outlive a killed driver by a minute
     "RAY_AIR_NEW_OUTPUT": "0",  # its table prints even when it is told to be silent
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # eval_fn may read files by relative paths
@@ -147,7 +148,7 @@ def session(verbose: int) -> Iterator[None]:
     It joins what is running already: in this process, at RAY_ADDRESS, or started by `ray start` on this machine.
     """
     level = logging.INFO if verbose > 1 else logging.ERROR
-    with _environment(QUIET), _log_level(level):
+    with _environment(SETTINGS), _log_level(level):
         started = not ray.is_initialized()
         try:
             if started:

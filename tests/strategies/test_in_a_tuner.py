@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 import simulation
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from simulation import Simulation
 
@@ -25,11 +26,11 @@ SPACE = SIM.space()
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    cloudpickle.register_pickle_by_value(simulation)  # workers don't see the folder of the tests
-    ray.init(num_cpus=2, include_dashboard=False)
-    yield
-    ray.shutdown()
-    cloudpickle.unregister_pickle_by_value(simulation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(simulation.__file__).parent), prepend=os.pathsep)  # for the workers
+        ray.init(num_cpus=2, include_dashboard=False)
+        yield
+        ray.shutdown()
 
 
 def toy(config: dict[str, Any]) -> None:

@@ -207,6 +207,15 @@ def test_it_can_be_pickled_before_it_runs() -> None:
     assert drive(subject, sim, stop_after=3)
 
 
+def test_pickled_after_a_replay_it_goes_on_alike() -> None:
+    sim = Simulation()
+    entries = drive(conductor(sim), sim, stop_after=5)
+    subject = conductor(sim)
+    subject.replay(entries)
+    copied = cloudpickle.loads(cloudpickle.dumps(subject))
+    assert copied.suggest("next") == subject.suggest("next")
+
+
 def test_a_barrier_holds_back_until_all_ended() -> None:
     class Two(Strategy):
         name = "two"

@@ -1,0 +1,185 @@
+"""Every kind of call through the real int8 kernels, against the float simulation of the same recipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import raysq
+from raysq.errors import BackendError, RecipeError
+from raysq.inspection import deployable
+from raysq.kernels import base
+from raysq.observation import observe
+from raysq.recipe import BF16, FP32, Approach, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig
+from raysq.space import build_space
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        return self.last((x + self.second(x)).relu())
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(self.a(x), self.b(x).transpose(1, 2))
+
+
+class Batched(Product):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(self.a(x), self.b(x).transpose(1, 2))
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.last = nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.pool(self.conv(x).relu()))
+
+
+MODELS = {
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(8, 16, 3), nn.ReLU(), nn.Conv1d(16, 8, 3)), (2, 8, 20)),
+    "conv2d": (lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), (2, 8, 12, 12)),
+    "conv3d": (lambda: nn.Sequential(nn.Conv3d(8, 16, 3), nn.ReLU(), nn.Conv3d(16, 8, 1)), (2, 8, 6, 6, 6)),
+    "depthwise": (
+        lambda: nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.Conv2d(16, 8, 1)),
+        (2, 16, 9, 9),
+    ),
+    "conv_transpose2d": (lambda: nn.Sequential(nn.ConvTranspose2d(8, 16, 3), nn.ReLU()), (2, 8, 6, 6)),
+    "linear": (lambda: nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 16)), (8, 32)),
+    "matmul": (Product, (2, 6, 16)),
+    "bmm": (Batched, (2, 6, 16)),
+    "add": (Residual, (2, 8, 12, 12)),
+    "max_pool": (Pooled, (2, 8, 12, 12)),
+}
+
+
+def engine(name: str) -> base.Backend:
+    try:
+        return base.get(name)
+    except BackendError as exc:
+        pytest.skip(str(exc))
+
+
+def source(model: nn.Module, *inputs: torch.Tensor) -> base.Source:
+    copy, graph = deployable(model.eval(), inputs, {})
+    return base.Source(copy, graph, observe(copy, graph, [(inputs, {})]), inputs)
+
+
+def made(kind: str) -> base.Source:
+    torch.manual_seed(0)
+    build, shape = MODELS[kind]
+    return source(build(), torch.randn(shape))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_int8_kernels_compute_what_the_reference_simulates(kind: str) -> None:
+    ipex, reference, of = engine("ipex"), engine("reference"), made(kind)
+    recipe = build_space(of.graph, ipex.capabilities()).default()
+    built = ipex.build(of, recipe)
+    # what oneDNN Graph left in float is not rounded by ipex, so the reference must not round it either
+    same = recipe.with_ops(dict.fromkeys(built.left_in_float, FP32))
+    got, wanted = built.model(*of.args), reference.build(of, same).model(*of.args)
+    # an intermediate value that lies on a rounding edge may fall to either side: one step of the last layer's input
+    assert (got - wanted).abs().max() <= 0.02 * wanted.abs().max()
+    assert Precision.INT8 in built.executed.values()
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+def test_a_fallback_takes_effect_in_the_executed_graph(kind: str) -> None:
+    ipex, of = engine("ipex"), made(kind)
+    recipe = build_space(of.graph, ipex.capabilities()).default()
+    first, last = (call.name for call in of.graph.calls if call.op.has_weight)
+    built = ipex.build(of, recipe.with_ops({first: FP32}))
+    assert built.executed[first] is Precision.FP32
+    assert built.executed[last] is Precision.INT8
+
+
+@pytest.mark.parametrize("name", ["ipex", "reference"])
+def test_the_same_recipe_built_twice_gives_the_same_bits(name: str) -> None:
+    backend, of = engine(name), made("conv2d")
+    recipe = build_space(of.graph, backend.capabilities()).default()
+    assert torch.equal(backend.build(of, recipe).model(*of.args), backend.build(of, recipe).model(*of.args))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme"),
+    [
+        (QuantDType.U8, Scheme.AFFINE),
+        (QuantDType.S8, Scheme.AFFINE),
+        (QuantDType.S8, Scheme.SYMMETRIC),
+        (QuantDType.U8, Scheme.SYMMETRIC),
+    ],
+)
+@pytest.mark.parametrize("approach", list(Approach))
+def test_the_reference_runs_every_pair(dtype: QuantDType, scheme: Scheme, approach: Approach) -> None:
+    reference, of = engine("reference"), made("linear")
+    config = OpConfig(Precision.INT8, approach, activation=TensorConfig(dtype, scheme))
+    built = reference.build(of, Recipe(dict.fromkeys(of.graph.by_name, config)))
+    exact = of.model(*of.args)
+    error = (built.model(*of.args) - exact).abs().max() / exact.abs().max()
+    assert 0 < error < 0.1  # rounded, and not by more than 8 bits (symmetric u8 after GELU: 7) allow
+
+
+def test_bf16_per_call_rounds_that_call_only() -> None:
+    reference, of = engine("reference"), made("linear")
+    built = reference.build(of, Recipe({"0": BF16}))
+    exact = of.model(*of.args)
+    assert 0 < (built.model(*of.args) - exact).abs().max() < 0.02
+    assert built.executed == {"0": Precision.BF16, "2": Precision.FP32}
+
+
+def test_a_dynamic_recipe_needs_no_statistics() -> None:
+    ipex, of = engine("ipex"), made("linear")
+    bare = base.Source(of.model, of.graph, None, of.args)
+    space = build_space(of.graph, ipex.capabilities(), approach="dynamic")
+    built = ipex.build(bare, space.default())
+    assert set(built.executed.values()) == {Precision.INT8}
+    exact = of.model(*of.args)
+    assert (built.model(*of.args) - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (Recipe({"nope": FP32}), "unknown call"),
+        (Recipe({}, smoothing={"0": 0.5}), "smoothing"),
+    ],
+)
+def test_what_a_backend_cannot_run_is_refused(recipe: Recipe, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        engine("reference").build(made("linear"), recipe)
+
+
+def test_the_artifact_runs_in_a_process_with_torch_and_ipex_only(tmp_path) -> None:
+    engine("ipex")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval(), torch.randn(4, 3, 12, 12)
+    quantized = raysq.quantize(model, [x], backend="ipex")
+    quantized.save(tmp_path)
+    torch.save((x, quantized(x)), tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, intel_extension_for_pytorch\n"
+        f"x, y = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        f"m = torch.jit.load({str(tmp_path / 'model.pt')!r})\n"
+        "for _ in range(3): out = m(x)\n"
+        "assert torch.equal(out, y) and 'raysq' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    assert torch.equal(raysq.load(tmp_path)(x), quantized(x))

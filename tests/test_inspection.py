@@ -1,0 +1,157 @@
+"""What inspecting a model finds, whatever way it is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from raysq.errors import ModelError
+from raysq.graph import OpType
+from raysq.inspection import deployable
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.fc(x))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, self.weight)
+        return torch.matmul(y, y.transpose(0, 1)) @ torch.ones(2, 2)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.conv(x))
+        y += x
+        return y.relu_()
+
+
+class Aliased(nn.Module):
+    """Reads a tensor under another name after it was changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        z = y
+        y.add_(1.0)
+        return z
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) if float(x.sum()) > 0 else self.b(x)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "names"),
+    [
+        (Twice(), (2, 8), ["fc", "fc#2"]),
+        (Tied(), (2, 8), ["a", "b"]),
+        (Functional(), (2, 8), ["linear", "matmul", "matmul#2"]),
+        (InPlace(), (1, 4, 3, 3), ["conv", "add"]),
+        (Branching(), (2, 8), None),
+        (nn.Linear(8, 8), (2, 8), ["linear"]),
+    ],
+)
+def test_calls_have_names_and_the_model_stays_what_it_computes(model, shape, names) -> None:
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.ones(shape)
+    copy, graph = deployable(model, (x,), {})
+    assert names is None or [call.name for call in graph.calls] == names
+    assert torch.allclose(copy(x.clone()), model(x.clone()), atol=1e-6)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_tied_weights_share_a_name() -> None:
+    graph = deployable(Tied().eval(), (torch.randn(2, 8),), {})[1]
+    assert {call.weight for call in graph.calls} == {"a.weight"}
+
+
+def test_in_place_ops_that_are_read_under_another_name_stay() -> None:
+    graph = deployable(Aliased().eval(), (torch.randn(2, 8),), {})[1]
+    assert not graph.out_of_place
+    assert "in place" in graph.left_in_float["add_"]
+
+
+def test_batch_norms_are_folded_within_rounding() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(6, 4))
+    x = torch.randn(16, 3, 8, 8)
+    for _ in range(3):
+        model(x)
+    model.eval()
+    copy, graph = deployable(model, (x,), {})
+    assert graph.folded == (("0", "1"),)
+    assert isinstance(copy[1], nn.Identity)
+    assert torch.allclose(copy(x), model(x), atol=1e-5)
+
+
+def test_attention_shows_its_linear_layers() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    graph = deployable(model, (torch.randn(2, 5, 16),), {})[1]
+    assert sum(call.op is OpType.LINEAR for call in graph.calls) == 8
+    assert graph.blocks == ("layers.0", "layers.1")
+
+
+def test_shared_inputs_blocks_and_absorbers() -> None:
+    graph = deployable(nn.Sequential(Block(), Block()).eval(), (torch.randn(2, 8),), {})[1]
+    assert graph.blocks == ("0", "1")
+    assert graph["0.up"].absorber == "0.norm"
+    assert graph["0.down"].absorber == "0.up"  # through ReLU, which a positive scale passes unchanged
+    assert graph["0.up"].macs == 2 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.ReLU(), "no quantizable op"),
+        (nn.Linear(3, 4), "fails on the example inputs"),
+        (nn.Linear(8, 8).double(), "must be fp32"),
+        ("not a model", "torch.nn.Module"),
+    ],
+)
+def test_a_model_that_cannot_be_used_says_why(model, says) -> None:
+    with pytest.raises(ModelError, match=says):
+        deployable(model, (torch.randn(2, 8),), {})
