@@ -12,7 +12,7 @@ op/fc1              "int8 static uint8/asym/kl …"      one call by itself; bea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,20 @@ from typing import Any
 from raysq.choices import options as call_options
 from raysq.description import Description, family, load
 from raysq.errors import OptionError, RecipeError, SpaceError, unknown
+from raysq.features import (
+    FEATURES,
+    FLOAT_CALLS,
+    FLOAT_DTYPE,
+    OVERRIDE,
+    Value,
+    canonical,
+    classifier,
+    features_of,
+    group_of,
+    int8_or_float,
+    pick,
+    reordered,
+)
 from raysq.graph import Call, ModelGraph
 from raysq.kernels.base import Capabilities
 from raysq.recipe import Approach, OpConfig, Recipe
@@ -28,22 +42,8 @@ from raysq.spelling import parse, spell
 
 __all__ = ["RESERVED", "Dimension", "SearchSpace", "Value", "build_space", "flatten"]
 
-Value = str | int | float | bool
-
 RESERVED = ("label", "trial", "seen")  # keys that travel in a trial's config beside the point: who suggested it, when
 APPROACHES = {"static": (Approach.STATIC,), "dynamic": (Approach.DYNAMIC,), "auto": tuple(Approach)}
-OVERRIDE = "op/"
-FLOAT_DTYPE = "float_dtype"
-FLOAT_CALLS = "float_calls."
-FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the order in which they narrow its options
-    "approach": lambda c: c.approach.value,
-    "activation": lambda c: f"{c.activation.dtype} {c.activation.scheme}",
-    "algorithm": lambda c: str(c.activation.algorithm),
-    "weight": lambda c: f"{c.weight.dtype} {c.weight.scheme}",
-    "weight_algorithm": lambda c: str(c.weight.algorithm),
-    "granularity": lambda c: c.weight.granularity.value,
-}
-WEIGHT_FEATURES = ("weight", "weight_algorithm", "granularity")
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class SearchSpace:
         """Values of every compact dimension, those with a single one included."""
         found: dict[str, dict[Value, None]] = {}
         for call, configs in self._calls():
-            found.setdefault(family(call), {}).update((_precision(c), None) for c in configs)
-            for feature in _features(call):
-                values = found.setdefault(f"{_group(call)}.{feature}", {})
+            found.setdefault(family(call), {}).update((int8_or_float(c), None) for c in configs)
+            for feature in features_of(call):
+                values = found.setdefault(f"{group_of(call)}.{feature}", {})
                 values.update((FEATURES[feature](c), None) for c in configs if c.is_int8)
         floats = (c.precision.value for call in self._flippable for c in self.options[call] if not c.is_int8)
         found[FLOAT_DTYPE] = dict.fromkeys(floats)
@@ -152,9 +152,9 @@ class SearchSpace:
         ops = {}
         for call, configs in self._calls():
             as_float = call.name in floats
-            key = (id(configs), family(call), _group(call), call.op.has_weight, as_float)
+            key = (id(configs), family(call), group_of(call), call.op.has_weight, as_float)
             if key not in picked:
-                picked[key] = _pick(configs, call, point, as_float)
+                picked[key] = pick(configs, call, point, as_float)
             ops[call.name] = picked[key]
         return Recipe({**ops, **overrides})
 
@@ -166,14 +166,14 @@ class SearchSpace:
         """
         self._check_inside(recipe)
         if self.by_call:
-            return {d.name: spell(_canonical(recipe.config(d.name.removeprefix(OVERRIDE)))) for d in self.dimensions}
+            return {d.name: spell(canonical(recipe.config(d.name.removeprefix(OVERRIDE)))) for d in self.dimensions}
         point = {**self._counts_of(recipe)}
         point.update(self._families_of(recipe, point))
         point.update(self._features_of(recipe))
         point = {d.name: point.get(d.name, d.default) for d in self.dimensions}
         base = self.recipe(point)
         for call in self.options:
-            config = _canonical(recipe.config(call))
+            config = canonical(recipe.config(call))
             if config != base.config(call):
                 point[OVERRIDE + call] = spell(config)
         return point
@@ -218,7 +218,7 @@ class SearchSpace:
                 counts[name.removeprefix(FLOAT_CALLS)] = whole if same else tuple(int(value) for value in values)
                 continue
             for call, configs in options.items():
-                options[call] = _ordered(configs, _classifier(name, self.graph[call]), values)
+                options[call] = reordered(configs, classifier(name, self.graph[call]), values)
         shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
         return replace(self, options={n: shared.setdefault(c, c) for n, c in options.items()}, counts=counts)
 
@@ -276,7 +276,7 @@ class SearchSpace:
                     f"{call!r} can run in fp32 only, but the recipe has it in {recipe.config(call).precision}."
                 )
         for call, configs in self.options.items():
-            config = _canonical(recipe.config(call))
+            config = canonical(recipe.config(call))
             if config not in configs:
                 raise SpaceError(
                     f"{call!r} can't run as {spell(config)!r}; it can as {_shown([spell(c) for c in configs])}."
@@ -321,8 +321,10 @@ class SearchSpace:
         for call in self.options:
             config = recipe.config(call)
             if config.is_int8:
-                for feature in _features(self.graph[call]):
-                    votes.setdefault(f"{_group(self.graph[call])}.{feature}", Counter())[FEATURES[feature](config)] += 1
+                for feature in features_of(self.graph[call]):
+                    votes.setdefault(f"{group_of(self.graph[call])}.{feature}", Counter())[
+                        FEATURES[feature](config)
+                    ] += 1
             elif call in self._flippable:
                 votes.setdefault(FLOAT_DTYPE, Counter())[config.precision.value] += 1
         return {name: counter.most_common(1)[0][0] for name, counter in votes.items()}
@@ -366,65 +368,6 @@ def build_space(
         description = load(capabilities.backend if description is None else description)
     options = call_options(graph, capabilities, description, APPROACHES[approach], op_type_dict, op_name_dict)
     return SearchSpace(graph, options, {name: tuple(calls) for name, calls in (rankings or {}).items()})
-
-
-def _pick(configs: tuple[OpConfig, ...], call: Call, point: Mapping[str, Value], as_float: bool) -> OpConfig:
-    """Return the first option that has what is wanted, passing over wishes that none of those left can grant."""
-    wishes = [(family(call), "float" if as_float else point.get(family(call)))]
-    wishes += [(name, point.get(name)) for name in (f"{_group(call)}.{feature}" for feature in FEATURES)]
-    wishes += [(FLOAT_DTYPE, point.get(FLOAT_DTYPE))]
-    left = list(configs)
-    for name, value in wishes:
-        if value is not None:
-            classify = _classifier(name, call)
-            left = [config for config in left if classify(config) == value] or left
-        if name == family(call):  # its default decides: what follows is about int8 or about float
-            left = [config for config in left if config.is_int8 == left[0].is_int8]
-    return left[0]
-
-
-def _classifier(name: str, call: Call) -> Callable[[OpConfig], str | None]:
-    """Return what a dimension says about one of a call's options; None where it says nothing."""
-    if name == OVERRIDE + call.name:
-        return spell
-    if name == family(call):
-        return _precision
-    if name == FLOAT_DTYPE:
-        return lambda config: None if config.is_int8 else config.precision.value
-    group, _, feature = name.rpartition(".")
-    if group == _group(call) and feature in _features(call):
-        return lambda config: FEATURES[feature](config) if config.is_int8 else None
-    return lambda config: None
-
-
-def _ordered(
-    configs: tuple[OpConfig, ...], classify: Callable[[OpConfig], str | None], values: Sequence[Value]
-) -> tuple[OpConfig, ...]:
-    """Keep the options that have one of the values, in their order; those that the dimension is not about stay."""
-    about = [config for config in configs if classify(config) is not None]
-    kept = sorted((c for c in about if classify(c) in values), key=lambda c: values.index(str(classify(c))))
-    if not kept:
-        return configs
-    replacements = iter(kept)
-    merged = [next(replacements, None) if config in about else config for config in configs]
-    return tuple(config for config in merged if config is not None)
-
-
-def _precision(config: OpConfig) -> str:
-    return "int8" if config.is_int8 else "float"
-
-
-def _features(call: Call) -> tuple[str, ...]:
-    return tuple(f for f in FEATURES if call.op.has_weight or f not in WEIGHT_FEATURES)
-
-
-def _group(call: Call) -> str:
-    """Name of the calls that share the dimensions of quantization: a family, depthwise with the other convolutions."""
-    return "conv" if call.op.is_conv else family(call)
-
-
-def _canonical(config: OpConfig) -> OpConfig:
-    return config if config.is_int8 else OpConfig(config.precision)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,8 +7,9 @@ from functools import partial
 from typing import ClassVar
 
 from raysq.description import family
+from raysq.features import FEATURES, FLOAT_DTYPE
 from raysq.recipe import OpConfig, Precision, Recipe
-from raysq.space import FEATURES, FLOAT_DTYPE, SearchSpace
+from raysq.space import SearchSpace
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, drop_of, ratio_of
 from raysq.strategies.following import follow
 from raysq.strategies.optuna_searcher import ConstrainedOptuna

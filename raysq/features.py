@@ -1,0 +1,102 @@
+"""How the compact dimensions, shared by many calls, bear on the options of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from raysq.description import family
+from raysq.graph import Call
+from raysq.recipe import OpConfig
+from raysq.spelling import spell
+
+__all__ = [
+    "FEATURES",
+    "FLOAT_CALLS",
+    "FLOAT_DTYPE",
+    "OVERRIDE",
+    "Value",
+    "canonical",
+    "classifier",
+    "features_of",
+    "group_of",
+    "int8_or_float",
+    "pick",
+    "reordered",
+]
+
+Value = str | int | float | bool
+
+OVERRIDE = "op/"
+FLOAT_DTYPE = "float_dtype"
+FLOAT_CALLS = "float_calls."
+FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the order in which they narrow its options
+    "approach": lambda c: c.approach.value,
+    "activation": lambda c: f"{c.activation.dtype} {c.activation.scheme}",
+    "algorithm": lambda c: str(c.activation.algorithm),
+    "weight": lambda c: f"{c.weight.dtype} {c.weight.scheme}",
+    "weight_algorithm": lambda c: str(c.weight.algorithm),
+    "granularity": lambda c: c.weight.granularity.value,
+}
+WEIGHT_FEATURES = ("weight", "weight_algorithm", "granularity")
+
+
+def pick(configs: tuple[OpConfig, ...], call: Call, point: Mapping[str, Value], as_float: bool) -> OpConfig:
+    """Return the first option that has what is wanted, passing over wishes that none of those left can grant."""
+    wishes = [(family(call), "float" if as_float else point.get(family(call)))]
+    wishes += [(name, point.get(name)) for name in (f"{group_of(call)}.{feature}" for feature in FEATURES)]
+    wishes += [(FLOAT_DTYPE, point.get(FLOAT_DTYPE))]
+    left = list(configs)
+    for name, value in wishes:
+        if value is not None:
+            classify = classifier(name, call)
+            left = [config for config in left if classify(config) == value] or left
+        if name == family(call):  # its default decides: what follows is about int8 or about float
+            left = [config for config in left if config.is_int8 == left[0].is_int8]
+    return left[0]
+
+
+def classifier(name: str, call: Call) -> Callable[[OpConfig], str | None]:
+    """Return what a dimension says about one of a call's options; None where it says nothing."""
+    if name == OVERRIDE + call.name:
+        return spell
+    if name == family(call):
+        return int8_or_float
+    if name == FLOAT_DTYPE:
+        return lambda config: None if config.is_int8 else config.precision.value
+    group, _, feature = name.rpartition(".")
+    if group == group_of(call) and feature in features_of(call):
+        return lambda config: FEATURES[feature](config) if config.is_int8 else None
+    return lambda config: None
+
+
+def reordered(
+    configs: tuple[OpConfig, ...], classify: Callable[[OpConfig], str | None], values: Sequence[Value]
+) -> tuple[OpConfig, ...]:
+    """Keep the options that have one of the values, in their order; those that the dimension is not about stay."""
+    about = [config for config in configs if classify(config) is not None]
+    kept = sorted((c for c in about if classify(c) in values), key=lambda c: values.index(str(classify(c))))
+    if not kept:
+        return configs
+    replacements = iter(kept)
+    merged = [next(replacements, None) if config in about else config for config in configs]
+    return tuple(config for config in merged if config is not None)
+
+
+def int8_or_float(config: OpConfig) -> str:
+    """Return what a family's dimension calls this."""
+    return "int8" if config.is_int8 else "float"
+
+
+def features_of(call: Call) -> tuple[str, ...]:
+    """Return the features that matter for a call: one without a weight has none of a weight."""
+    return tuple(f for f in FEATURES if call.op.has_weight or f not in WEIGHT_FEATURES)
+
+
+def group_of(call: Call) -> str:
+    """Name of the calls that share the dimensions of quantization: a family, depthwise with the other convolutions."""
+    return "conv" if call.op.is_conv else family(call)
+
+
+def canonical(config: OpConfig) -> OpConfig:
+    """Return the form that options have: a float one says nothing about quantization."""
+    return config if config.is_int8 else OpConfig(config.precision)
