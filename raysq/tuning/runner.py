@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["run", "session", "slots"]
 
 SETTINGS = {
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # above, Ray's agents outlive a killed driver by a minute
     "RAY_AIR_NEW_OUTPUT": "0",  # its table prints even when it is told to be silent
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # eval_fn may read files by relative paths

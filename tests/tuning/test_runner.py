@@ -252,7 +252,7 @@ def test_killed_driver_leaves_its_journal_and_no_process(driver):
     finished = search.finished()
     search.process.send_signal(signal.SIGKILL)
     search.process.communicate()
-    search.wait_for(lambda: not search.left_behind(), within=60)
+    search.wait_for(lambda: not search.left_behind())  # Ray's agents try for 60 s to tell the dead head node
     assert search.left_behind() == []
     entries = read(search.journal)[1]
     assert len(entries) >= finished >= 2
