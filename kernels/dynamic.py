@@ -14,8 +14,11 @@ import torch
 from torch import nn
 from torch.ao.nn import quantized as nnq
 from torch.ao.nn.quantized import dynamic as nnqd
+from torch.ao.nn.quantized.dynamic.modules.rnn import PackedParameter
 
+from raysq.arithmetic import QParams
 from raysq.graph import ModelGraph, OpType
+from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach
 
@@ -43,7 +46,8 @@ def swap_dynamic(
         quantized = _quantized(module, call.op, plans[name]) if uses[call.module] == 1 else None
         if quantized is None:
             plans[name] = replace(
-                plans[name], reason="dynamic quantization swaps modules; this call is not a module's own"
+                plans[name],
+                reason="dynamic quantization swaps modules; this call is no module's own, or torch has none for it",
             )
             continue
         parent, _, attribute = call.module.rpartition(".")
@@ -54,24 +58,69 @@ def swap_dynamic(
 
 
 def _quantized(module: nn.Module, op: OpType, plan: CallPlan) -> nn.Module | None:
-    """Return torch's dynamic form of a module, or None if it has none."""
-    params = (plan.weights or {}).get(0)
-    if op is OpType.LINEAR and type(module) is nn.Linear and params is not None:
-        scale = torch.from_numpy(params.scale).double()
-        zero = torch.from_numpy(params.zero_point).long()
-        if params.axis is None:
-            weight = torch.quantize_per_tensor(module.weight.detach(), float(scale), int(zero), torch.qint8)
-        else:
-            weight = torch.quantize_per_channel(module.weight.detach(), scale, zero, params.axis, torch.qint8)
-        linear = nnqd.Linear(module.in_features, module.out_features, bias_=module.bias is not None, dtype=torch.qint8)
-        linear.set_weight_bias(weight, module.bias)
-        return linear
-    if op is OpType.LSTM and type(module) is nn.LSTM and module.proj_size == 0:
-        configured = copy.deepcopy(module)
-        configured.qconfig = torch.ao.quantization.default_dynamic_qconfig
-        return nnqd.LSTM.from_float(configured)  # type: ignore[no-any-return]
-    if op is OpType.EMBEDDING_BAG and type(module) is nn.EmbeddingBag:
-        configured_bag = copy.deepcopy(module)
-        configured_bag.qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig  # type: ignore[assignment]
-        return nnq.EmbeddingBag.from_float(configured_bag)  # type: ignore[no-any-return]
+    """Return torch's dynamic form of a module with the plan's scales, or None if it has none."""
+    params = plan.weights or {}
+    if op is OpType.LINEAR and type(module) is nn.Linear:
+        return _linear(module, params[0])
+    if op is OpType.LSTM and type(module) is nn.LSTM and module.bias and module.proj_size == 0:
+        return _lstm(module, params)
+    if op is OpType.EMBEDDING_BAG and type(module) is nn.EmbeddingBag and _sums(module):
+        return _embedding_bag(module, params[0])
     return None
+
+
+def _sums(module: nn.EmbeddingBag) -> bool:
+    """Whether it adds whole bags: torch's quantized module ignores its mode, `padding_idx` and `max_norm`."""
+    return module.mode == "sum" and module.padding_idx is None and module.max_norm is None
+
+
+def _linear(module: nn.Linear, params: QParams) -> nnqd.Linear:
+    linear = nnqd.Linear(module.in_features, module.out_features, bias_=module.bias is not None, dtype=torch.qint8)
+    linear.set_weight_bias(quantized_weight(module.weight.detach(), params), module.bias)
+    return linear
+
+
+def _lstm(module: nn.LSTM, params: Mapping[int, QParams]) -> nnqd.LSTM:
+    lstm = nnqd.LSTM(
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        module.bias,
+        module.batch_first,
+        module.dropout,
+        module.bidirectional,
+        dtype=torch.qint8,
+    )
+    flat = [w.detach() for layer in module.all_weights for w in layer]  # w_ih, w_hh, b_ih, b_hh per layer and direction
+    cells = []
+    for i in range(0, len(flat), 4):
+        biases = flat[i + 2 : i + 4]
+        packed = [
+            torch.ops.quantized.linear_prepack(quantized_weight(flat[i + j], params[i + j]), biases[j])
+            for j in range(2)
+        ]
+        reduce_range = True  # torch's own choice for every dynamic module: FBGEMM's products saturate without VNNI
+        cell = torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, *biases, reduce_range)
+        cells.append(PackedParameter(cell))
+    lstm._all_weight_values = nn.ModuleList(cells)
+    return lstm
+
+
+def _embedding_bag(module: nn.EmbeddingBag, params: QParams) -> nnq.EmbeddingBag:
+    """Spell the plan's integers as torch's kernel reads them: rows of bytes, each with a float scale and offset."""
+    rows = module.num_embeddings
+    scale = torch.from_numpy(params.scale).float().expand(rows)
+    offset = (torch.from_numpy(params.zero_point) - params.grid.qmin).float().expand(rows)
+    weight = torch.quantize_per_channel(module.weight.detach(), scale, offset, 0, torch.quint8)
+    return nnq.EmbeddingBag(
+        rows,
+        module.embedding_dim,
+        module.max_norm,
+        module.norm_type,
+        module.scale_grad_by_freq,
+        module.mode,
+        module.sparse,
+        weight,
+        module.include_last_offset,
+        torch.quint8,
+    )

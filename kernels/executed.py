@@ -14,7 +14,7 @@ from typing import Any
 
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.plan import CallPlan
-from raysq.recipe import Approach, Precision
+from raysq.recipe import Precision
 
 __all__ = ["executed_precisions"]
 
@@ -30,7 +30,15 @@ OPS = {  # part of a TorchScript op's name, and the kinds of call that it comput
     "embedding_bag": (OpType.EMBEDDING_BAG,),
     "lstm": (OpType.LSTM,),
 }
-INT8_KINDS = ("quantized::add", "ipex::qembedding_bag", "ipex::quantized_lstm", "ipex::qadd")
+INT8_KINDS = {
+    "quantized::add",
+    "ipex::qadd",
+    "ipex::qembedding_bag",
+    "ipex::quantized_lstm",
+    "quantized::linear_dynamic",
+    "quantized::embedding_bag_byte",
+    "aten::quantized_lstm",
+}
 NOT_FUSED = "oneDNN Graph did not fuse it: it runs in float on rounded values"
 
 
@@ -67,8 +75,6 @@ def executed_precisions(
         wanted = plan.config.precision
         if plan.reason or wanted is Precision.FP32:
             executed[call.name] = Precision.FP32
-        elif wanted is Precision.INT8 and plan.config.approach is Approach.DYNAMIC:
-            executed[call.name] = Precision.INT8  # a swapped module has no other way to run
         else:
             executed[call.name] = _take(call, scoped, lost, wanted)
         if plan.reason:

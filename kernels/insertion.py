@@ -54,7 +54,13 @@ class Insertion:
             ]
         params = plan.weights or {}
         weights = [self._numerics.weight(w, params[i]) if i in params else w for i, w in enumerate(operands.weights)]
-        return operands.run(activations, weights)
+        result = operands.run(activations, weights)
+        return result if plan.output is None else self._rounded(result, plan.output)
+
+    def _rounded(self, result: Any, params: QParams) -> Any:
+        if isinstance(result, Tensor):
+            return self._numerics.activation(result, params)
+        return (self._numerics.activation(result[0], params), *result[1:])  # an LSTM's last states stay in float
 
 
 def _to_float(result: Any) -> Any:

@@ -30,6 +30,7 @@ from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import NOT_FUSED, executed_precisions
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.insertion import Insertion
+from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme, TensorConfig
 
@@ -91,21 +92,6 @@ class Numerics:
         return quantized_weight(w, params).dequantize()
 
 
-def quantized_weight(w: Tensor, params: QParams) -> Tensor:
-    """Return a weight as a quantized tensor."""
-    grid = params.grid
-    dtype = torch.qint8 if grid.qmin < 0 else torch.quint8
-    scale = torch.from_numpy(params.scale).double()
-    zero = torch.from_numpy(params.zero_point).long()
-    if grid.steps < 255:
-        shape = [-1 if d == params.axis else 1 for d in range(w.dim())] if params.axis is not None else []
-        low, high = (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
-        w = torch.minimum(torch.maximum(w, low.float().reshape(shape)), high.float().reshape(shape))
-    if params.axis is None:
-        return torch.quantize_per_tensor(w, float(scale), int(zero), dtype)
-    return torch.quantize_per_channel(w, scale, zero, params.axis, dtype)
-
-
 class Engine:
     """The IPEX backend, for torch 2.8."""
 
@@ -143,6 +129,7 @@ class Engine:
             OpType.CONV1D: conv,
             OpType.CONV2D: conv,
             OpType.CONV3D: conv,
+            OpType.CONV_TRANSPOSE1D: conv,
             OpType.CONV_TRANSPOSE2D: conv,
             OpType.CONV_TRANSPOSE3D: conv,
             OpType.LINEAR: OpCapability(int8, both, activations, s8, granularities),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from raysq.arithmetic import QParams, qparams
+from raysq.arithmetic import Grid, QParams, qparams
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.recipe import Approach, Granularity, OpConfig, Recipe, TensorConfig
 from raysq.stats import CalibrationStats
@@ -17,6 +17,7 @@ from raysq.stats import CalibrationStats
 __all__ = ["CallPlan", "Planner"]
 
 POOLS = (OpType.MAX_POOL, OpType.AVG_POOL)
+FULL_U8, FULL_S8 = Grid(0, 255, symmetric=False), Grid(-128, 127, symmetric=True)  # results are never read saturating
 ACCUMULATING = (OpType.LINEAR, OpType.MATMUL, OpType.BMM)  # convolutions too: a sum can ride on their accumulator
 
 
@@ -29,12 +30,14 @@ class CallPlan:
         inputs: parameters of each activation; None for one that stays as it is (a sum's operand that comes straight
             from an accumulator), and for all of them where the approach is dynamic.
         weights: parameters of each weight matrix by its position, empty for calls without one.
+        output: parameters of the result where the int8 kernel returns integers only, else None.
         reason: why the call can't be quantized after all, "" if it can.
     """
 
     config: OpConfig
     inputs: tuple[QParams | None, ...] = ()
     weights: Mapping[int, QParams] | None = None
+    output: QParams | None = None
     reason: str = ""
 
 
@@ -73,6 +76,10 @@ class Planner:
             return CallPlan(config, reason="static quantization needs calibration statistics")
         if any(tensor not in self._stats.tensors for tensor in call.tensors):
             return CallPlan(config, reason="calibration never reached it")
+        if call.op is OpType.LSTM:
+            return self._lstm(call, config)
+        if call.op is OpType.EMBEDDING_BAG:
+            return CallPlan(config, (), weights, qparams(*self._result_range(call), FULL_S8))
         inputs: list[QParams | None] = [
             self._input(call, i, config.activation, plans) for i in range(len(call.tensors))
         ]
@@ -81,6 +88,32 @@ class Planner:
             if riding is not None:
                 inputs[riding] = None
         return CallPlan(config, tuple(inputs), weights)
+
+    def _lstm(self, call: Call, config: OpConfig) -> CallPlan:
+        """Plan an LSTM for oneDNN's int8 kernel.
+
+        It has one scale for what it reads, feeds back and returns, and one per row for both matrices of a layer:
+        given two it computes with the first (outputs off by 31 steps where the matrices differ by a factor of 4).
+        """
+        assert self._stats is not None
+        names = self._lstm_weights(call.module)
+        if any("weight_hr" in name for name in names.values()):
+            return CallPlan(config, reason="an LSTM with projections has no int8 kernel")
+        grid = config.activation.grid
+        low, high = config.activation.algorithm.activation_range(self._stats.tensors[call.tensors[0]], grid)
+        least, most = self._result_range(call)
+        shared = qparams(min(low, least), max(high, most), grid)
+        weights = {}
+        matrices = list(names.items())
+        for (i, of_input), (j, of_state) in zip(matrices[::2], matrices[1::2], strict=True):
+            both = np.concatenate([self._weights[of_input], self._weights[of_state]], axis=1)
+            weights[i] = weights[j] = weight_params(both, config.weight, axis=0)
+        return CallPlan(config, (shared,), weights, replace(shared, grid=FULL_U8 if grid.qmin == 0 else FULL_S8))
+
+    def _result_range(self, call: Call) -> tuple[float, float]:
+        assert self._stats is not None
+        low, high, _ = self._stats.outputs[call.name]
+        return float(low.min()), float(high.max())
 
     def _rides(self, call: Call, position: int, plans: Mapping[str, CallPlan]) -> bool:
         """Whether an operand of a sum comes straight from an int8 accumulator, so that rounding it would only hurt."""
