@@ -17,10 +17,10 @@ from raysq.baseline import measure, outputs
 from raysq.deployed import Deployed
 from raysq.errors import EvaluationError, NoFeasibleRecipe, OptionError, ResumeError
 from raysq.graph import ModelGraph
-from raysq.inspection import deployable
+from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
 from raysq.latency import pair
-from raysq.options import Goal, Latency, Workers
+from raysq.options import Goal, Latency, Workers, is_whole
 from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Result, TrialRecord
@@ -110,6 +110,7 @@ def tune(
         >>> result = raysq.tune(model, calib, eval_fn, tolerance=0.01)  # doctest: +SKIP
     """
     logs.configure(verbose)
+    _check_options(goal=goal, latency=latency, workers=workers)
     goal = goal or Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
     latency, workers = latency or Latency(), workers or Workers()
     _check_limits(max_trials, timeout_s, max_concurrent_trials)
@@ -117,6 +118,7 @@ def tune(
     searcher = _searcher(strategy, strategy_kwargs or {})
     path = _journal_path(storage_path, name, resume)
     model = resolve(model)
+    _check_sendable(model, eval_fn)
     prepared = prepare(
         model,
         calib,
@@ -147,7 +149,7 @@ def tune(
         from raysq.tuning import runner
 
         if resume is None:
-            baseline = measure(prepared, engine, model, eval_fn, goal, latency)
+            baseline = measure(prepared, engine, evaluating(model), eval_fn, goal, latency)
             header = Header(prints, arguments, _versions(), prepared.engine, baseline)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
@@ -347,14 +349,29 @@ def _drop(trial: TrialRecord) -> float:
     return float("inf") if trial.accuracy_drop is None else trial.accuracy_drop
 
 
+def _check_options(**given: Any) -> None:
+    for name, kind in (("goal", Goal), ("latency", Latency), ("workers", Workers)):
+        if not isinstance(given[name], kind | None):
+            raise OptionError(f"`{name}` must be a raysq.{kind.__name__}, got {given[name]!r}.")
+
+
 def _check_limits(max_trials: int, timeout_s: float | None, max_concurrent_trials: int | None) -> None:
-    if isinstance(max_trials, bool) or not isinstance(max_trials, int) or max_trials < 1:
+    if not is_whole(max_trials) or max_trials < 1:
         raise OptionError(f"`max_trials` must be a whole number of at least 1, got {max_trials!r}.")
-    if timeout_s is not None and not timeout_s > 0:
+    if timeout_s is not None and (isinstance(timeout_s, bool | str) or not timeout_s > 0):
         hint = " INC's timeout=0, which ends with the first model that passes, is `stop_at_first=True`."
-        raise OptionError(f"`timeout_s` must be positive, got {timeout_s!r}.{hint}")
-    if max_concurrent_trials is not None and max_concurrent_trials < 1:
-        raise OptionError(f"`max_concurrent_trials` must be at least 1, got {max_concurrent_trials!r}.")
+        raise OptionError(f"`timeout_s` must be a positive number of seconds, got {timeout_s!r}.{hint}")
+    if max_concurrent_trials is not None and (not is_whole(max_concurrent_trials) or max_concurrent_trials < 1):
+        raise OptionError(
+            f"`max_concurrent_trials` must be a whole number of at least 1, got {max_concurrent_trials!r}."
+        )
+
+
+def _check_sendable(model: torch.nn.Module, eval_fn: evaluation.EvalFn) -> None:
+    from raysq.tuning import shipping
+
+    shipping.pack_model(model)
+    shipping.pack_eval_fn(eval_fn)
 
 
 def _searcher(strategy: Any, arguments: Mapping[str, Any]) -> Any:
@@ -370,16 +387,17 @@ def _searcher(strategy: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def _journal_path(storage_path: str | Path | None, name: str | None, resume: str | Path | None) -> Path:
+    from raysq import journal
+
     if resume is not None:
         path = Path(resume)
         path = path / JOURNAL_FILE if path.is_dir() else path
         if not path.exists():
             raise ResumeError(f"there is no journal at {path}. `resume` takes the directory of an earlier run.")
+        journal.read(path)
         return path
-    from raysq.journal import writable
-
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return writable(Path(storage_path or STORAGE) / (name or f"run-{stamp}")) / JOURNAL_FILE
+    return journal.vacant(Path(storage_path or STORAGE) / (name or f"run-{stamp}") / JOURNAL_FILE)
 
 
 def _fingerprint(function: Callable[..., Any]) -> str:

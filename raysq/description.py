@@ -106,7 +106,7 @@ def load(source: str | Path | Mapping[str, Any]) -> Description:
     else:
         try:
             text = Path(source).read_text(encoding="utf-8")
-        except OSError as exc:
+        except (OSError, TypeError, UnicodeDecodeError) as exc:
             raise SpaceError(f"{unknown('search space', source, bundled())} A path of a YAML file works too.") from exc
     try:
         data = yaml.safe_load(text)

@@ -19,7 +19,7 @@ from raysq.errors import ModelError
 from raysq.graph import Call, ModelGraph, Node, OpType
 from raysq.intercept import Function, Interceptor, Operands, Site
 
-__all__ = ["deployable", "record", "same_outputs"]
+__all__ = ["deployable", "evaluating", "record", "same_outputs"]
 
 log = logging.getLogger("raysq")
 
@@ -51,10 +51,10 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     _check_devices(model)
     if model.training:
         log.info("the model is in train mode: raysq works on a copy of it in eval mode.")
-    plain = _copy(model)
+    plain = evaluating(model)
     with torch.no_grad():
         wanted = _run(plain, args, kwargs)
-        candidate = _copy(model)
+        candidate = evaluating(model)
         for module in candidate.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
@@ -67,7 +67,7 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
             if same_outputs(candidate(*args, **kwargs), wanted, ROUNDING):
                 graph = record(candidate, args, kwargs, out_of_place=graph.out_of_place, folded=folded)
             else:  # a batch norm with extreme statistics: folding would change the fp32 model
-                candidate = _copy(model)
+                candidate = evaluating(model)
                 graph = record(candidate, args, kwargs, out_of_place=False)
     if not graph.calls:
         raise ModelError(
@@ -291,9 +291,13 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """Copy the modules but share the weights, which nothing here ever writes to."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+def evaluating(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode that shares the parameters, which inference never writes to.
+
+    Raises:
+        ModelError: it can't be copied.
+    """
+    shared = {id(p): p for p in model.parameters()}
     try:
         return copy.deepcopy(model, shared).eval()
     except Exception as exc:

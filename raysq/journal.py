@@ -33,7 +33,7 @@ __all__ = [
     "read",
     "record_from_dict",
     "to_dict",
-    "writable",
+    "vacant",
 ]
 
 SCHEMA = 1  # grows by additions only: a reader of schema n accepts every schema <= n
@@ -96,7 +96,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = FileIO(path, "x")
         except FileExistsError as exc:
-            raise StorageError(f"{path} stands already. Pass `resume={str(path)!r}` or another name.") from exc
+            raise _taken(path) from exc
         except OSError as exc:
             raise StorageError(f"can't write {path}: {exc.strerror}. Pass another `storage_path`.") from exc
         _lock(path, file)
@@ -156,18 +156,29 @@ class Journal:
             raise StorageError(f"can't write {self.path}: {exc.strerror}.") from exc
 
 
-def writable(directory: Path) -> Path:
-    """Make a directory and return it.
+def vacant(path: Path) -> Path:
+    """Return the path of a new journal after making sure that it can be created; nothing is left there yet.
 
     Raises:
-        StorageError: it can't be made or written.
+        StorageError: it can't be written, or stands already.
     """
+    made: list[Path] = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return directory
+        for folder in reversed(path.parents):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                made.append(folder)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as exc:
-        raise StorageError(f"can't write {directory}: {exc.strerror}. Pass another `storage_path`.") from exc
+        raise StorageError(f"can't write {path.parent}: {exc.strerror}. Pass another `storage_path`.") from exc
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # another run has begun in it meanwhile
+                folder.rmdir()
+    if path.exists():
+        raise _taken(path)
+    return path
 
 
 def read(path: Path) -> tuple[Header, tuple[Entry, ...]]:
@@ -281,6 +292,10 @@ def _floats(data: Mapping[str, Any]) -> dict[str, float]:
 
 def _float(value: Any) -> float:
     return float(value)  # reads "nan" and "inf" too
+
+
+def _taken(path: Path) -> StorageError:
+    return StorageError(f"{path} stands already. Pass `resume={str(path)!r}` or another name.")
 
 
 def _get(header: Header, name: str) -> str | None:

@@ -56,7 +56,7 @@ def observe(
     """
     observer = _Observer(model, graph, seed)
     with torch.no_grad(), observer, Interceptor(model, observer.call, out_of_place=graph.out_of_place):
-        for number, (args, kwargs) in enumerate(batches):
+        for number, (args, kwargs) in enumerate(batches, start=1):
             observer.start(args, kwargs)
             try:
                 model(*args, **kwargs)

@@ -13,6 +13,11 @@ __all__ = ["Criterion", "Goal", "Latency", "Workers"]
 SLACK = 1e-9  # equality passes: float rounding must not turn a drop of exactly the tolerance into a failure
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class Criterion(StrEnum):
     """How a loss of accuracy is counted."""
 

@@ -14,12 +14,13 @@ from torch import nn
 from raysq.calibration_data import Calibration, peek
 from raysq.errors import BackendError, CalibrationError, ModelError, OptionError
 from raysq.graph import OpType
-from raysq.inspection import deployable
+from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
 from raysq.kernels.base import Backend, Capabilities, Source
 from raysq.kernels.cpu import physical_cores
 from raysq.kernels.executed import NOT_FUSED
 from raysq.observation import observe
+from raysq.options import is_whole
 from raysq.recipe import FP32
 from raysq.sensitivities import ALL as SENSITIVITIES
 from raysq.sensitivities import rank
@@ -89,24 +90,21 @@ def prepare(
         BackendError: the backend can't run here.
     """
     model = resolve(model)
-    if num_threads is not None and (isinstance(num_threads, bool) or not 1 <= num_threads <= 1024):
-        raise OptionError(f"`num_threads` must lie in [1, 1024], got {num_threads!r}.")
+    if num_threads is not None and (not is_whole(num_threads) or not 1 <= num_threads <= 1024):
+        raise OptionError(f"`num_threads` must be a whole number in [1, 1024], got {num_threads!r}.")
+    if not is_whole(seed) or seed < 0:
+        raise OptionError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
     engine = base.get(backend) if backend else base.available()
     if calib is None and (approach != "dynamic" or example_inputs is None):
         raise CalibrationError('`calib` may be None for approach="dynamic" with `example_inputs` only.')
-    batches = iter(()) if calib is None else Calibration.of(calib).batches(model)
+    batches = iter(()) if calib is None else Calibration.of(calib).batches(evaluating(model))
     if calib is None:
         args, kwargs = as_call(example_inputs)
     else:
         first, batches = peek(batches)
         args, kwargs = as_call(example_inputs) if example_inputs is not None else (first.args, first.kwargs)
     copy, graph = deployable(model, args, kwargs)
-    stats = None
-    if calib is not None:
-        stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
-    source = Source(copy, graph, stats, args, kwargs)
     capabilities = engine.capabilities()
-    idle: dict[str, str] = {}
     if isinstance(space, SearchSpace):
         searched = space
     else:
@@ -118,6 +116,12 @@ def prepare(
             op_name_dict=op_name_dict,
             approach=approach,
         )
+    stats = None
+    if calib is not None:
+        stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
+    source = Source(copy, graph, stats, args, kwargs)
+    idle: dict[str, str] = {}
+    if not isinstance(space, SearchSpace):
         searched, idle = _without_idle(searched, source, engine)
         if stats is not None:
             weights = {name: p.detach().numpy() for name, p in copy.named_parameters(remove_duplicate=False)}
