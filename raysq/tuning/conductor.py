@@ -17,7 +17,7 @@ from raysq.errors import SpaceError
 from raysq.journal import Entry
 from raysq.options import Goal
 from raysq.recipe import Recipe
-from raysq.result import TrialRecord
+from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace, flatten
 from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy
 from raysq.strategies.following import penalised, tell
@@ -28,6 +28,7 @@ from raysq.tuning.records import record, to_result
 __all__ = ["Conductor"]
 
 MIN_PATIENCE = 10  # trials; below that a plateau is no news
+HOPELESS = 5  # trials; where as many of the first fail for one and the same reason, it isn't the recipe's fault
 
 log = logging.getLogger("raysq")
 
@@ -56,8 +57,8 @@ class Conductor(Searcher):
     A recipe that ran is answered from the history, and the searcher is asked again. Failed trials and NaN are told
     as errors. A searcher that knows nothing of accuracy sees infeasible trials behind all feasible ones.
     The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
-    the first feasible recipe with `stop_at_first`, or when none of the last max(10, max_trials / 4) trials was
-    faster than the best one's confidence interval. Configs carry "label", "trial" (its number) and "seen" (how
+    the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was faster
+    than the best one's confidence interval, or when the first five trials failed for the same reason. Configs carry "label", "trial" (its number) and "seen" (how
     many trials had ended when it was suggested) beside the point.
 
     Args:
@@ -98,6 +99,7 @@ class Conductor(Searcher):
         self._repeating_at = -1  # length of the history when the inner searcher had nothing new
         self._anchor: TrialRecord | None = None
         self._improved_at = 0
+        self._replayed = 0
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Keep to what it was made with."""
@@ -172,6 +174,7 @@ class Conductor(Searcher):
                     self._ready.append(self._numbered(point))
         while pending:
             self._finish(pending.popleft())
+        self._replayed = len(self.history)
 
     def save(self, checkpoint_path: str) -> None:
         """Write the finished trials."""
@@ -218,6 +221,13 @@ class Conductor(Searcher):
 
     def _why_over(self) -> str:
         patience = max(MIN_PATIENCE, self.max_trials // 4)
+        first = self.history[self._replayed :][:HOPELESS]
+        if (
+            len(first) == HOPELESS
+            and {r.status for r in first} == {Status.FAILED}
+            and len({r.reason for r in first}) == 1
+        ):
+            return f"the first {HOPELESS} trials failed alike"
         if self.stop_at_first and self.history.best is not None:
             return "a feasible recipe was found"
         if self._suggested >= self.max_trials and not self._ready:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 from ray import tune
@@ -70,6 +71,8 @@ class Recorder(tune.Callback):
             recipe=self._space.recipe(config),
             error=error,
         )
+        if error and (cause := trial.get_pickled_error()) is not None:
+            kept = replace(kept, reason=f"{kept.reason}: {_first_line(cause)}")
         entry = Entry(
             kept,
             seen=len(self._progress.records) if seen is None else seen,
@@ -81,3 +84,8 @@ class Recorder(tune.Callback):
         self._progress.records.append(kept)
         log.debug("trial %d (%s): %s, %s %s", kept.trial, kept.label, kept.status, kept.stage, kept.reason)
         self._show(kept)
+
+
+def _first_line(cause: Exception) -> str:
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0] if lines else ''}"

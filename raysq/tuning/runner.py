@@ -146,7 +146,7 @@ def session(verbose: int) -> Iterator[None]:
 
     It joins what is running already: in this process, at RAY_ADDRESS, or started by `ray start` on this machine.
     """
-    level = logging.INFO if verbose > 1 else logging.ERROR
+    level = logging.INFO if verbose > 1 else logging.CRITICAL  # the records say why a trial failed
     with _environment(SETTINGS), _log_level(level):
         started = not ray.is_initialized()
         try:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,17 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Packed:
-    """A pickle whose large parts lie beside it, as numpy arrays; they are the object's own memory, not copies."""
+    """A pickle whose large parts lie beside it, as numpy arrays; they are the object's own memory, not copies.
+
+    Attributes:
+        payload: the pickle.
+        buffers: its large parts.
+        path: where its modules were imported from; Ray's workers know the script's own folder only.
+    """
 
     payload: bytes
     buffers: tuple[Bytes, ...]
+    path: tuple[str, ...]
 
 
 def pack(value: Any) -> Packed:
@@ -45,11 +54,16 @@ def pack(value: Any) -> Packed:
     buffers: list[pickle.PickleBuffer] = []
     payload = io.BytesIO()
     _Pickler(payload, protocol=5, buffer_callback=buffers.append).dump(value)  # type: ignore[no-untyped-call]
-    return Packed(payload.getvalue(), tuple(np.frombuffer(b.raw(), np.uint8) for b in buffers))
+    path = tuple(str(Path(entry).resolve()) for entry in sys.path)
+    return Packed(payload.getvalue(), tuple(np.frombuffer(b.raw(), np.uint8) for b in buffers), path)
 
 
 def unpack(packed: Packed) -> Any:
-    """Return the object; its numpy arrays and parameters are read-only where `packed` came from Ray."""
+    """Return the object; its numpy arrays and parameters are read-only where `packed` came from Ray.
+
+    What `sys.path` lacks of the packing process's folders is appended to it.
+    """
+    sys.path.extend(entry for entry in packed.path if entry not in sys.path and Path(entry).exists())
     return pickle.loads(packed.payload, buffers=packed.buffers)
 
 

@@ -12,7 +12,7 @@ from ray import tune
 from raysq import evaluation
 from raysq.options import Goal, Latency, Workers
 from raysq.tuning import shipping
-from raysq.tuning.worker import Job, Worker
+from raysq.tuning.worker import Job, Worker, unusable
 
 if TYPE_CHECKING:
     from raysq.prepared import Prepared
@@ -42,18 +42,24 @@ class QuantTrial(tune.Trainable):
 
         if job is None:
             raise TypeError("QuantTrial runs through `raysq.trainable(prepared, eval_fn)`, which gives it its job.")
-        unpacked: Job = shipping.unpack(job)
-        self._worker = Worker(unpacked, base.get(unpacked.prepared.engine))
-        self._worker.begin(config)
+        self._unusable: dict[str, Any] = {}
+        try:
+            unpacked: Job = shipping.unpack(job)
+            self._worker = Worker(unpacked, base.get(unpacked.prepared.engine))
+        except Exception as exc:  # noqa: BLE001  # raised from here, Ray would print it for each trial and go on
+            self._unusable = unusable(exc)
+        else:
+            self._worker.begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another search point."""
-        self._worker.begin(new_config)
+        if not self._unusable:
+            self._worker.begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Go one stage further; never raises for what a recipe or `eval_fn` does."""
-        return self._worker.advance()
+        return self._unusable or self._worker.advance()
 
     def __repr__(self) -> str:
         return f"raysq-worker@{socket.gethostname()}:{os.getpid()}"  # Ray reads it once, so it names the slot

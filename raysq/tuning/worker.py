@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel
     from raysq.prepared import Prepared
 
-__all__ = ["Job", "Worker", "digest"]
+__all__ = ["Job", "Worker", "digest", "unusable"]
 
 Report = dict[str, Any]
 
@@ -196,6 +196,19 @@ class Worker:
             yield
         finally:
             self._spent[name] += time.perf_counter() - begin
+
+
+def unusable(exc: Exception) -> Report:
+    """Return what each trial reports of a process that could not take up its job."""
+    return {
+        "accuracy": UNKNOWN,
+        "accuracy_drop": WORST,
+        "latency_ratio": WORST,
+        "stage": Stage.BUILD.value,
+        "status": Status.FAILED.value,
+        "reason": f"the worker can't load the model or `eval_fn`: {type(exc).__name__}: {exc}",
+        "done": True,
+    }
 
 
 def _why_infeasible(goal: Goal, drop: float, int8_calls: int) -> str:
