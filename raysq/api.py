@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import logging
 import types
@@ -401,13 +402,20 @@ def _journal_path(storage_path: str | Path | None, name: str | None, resume: str
 
 
 def _fingerprint(function: Callable[..., Any]) -> str:
-    """Return a digest of a function's code; data that it reads is beyond it."""
-    code = getattr(function, "__code__", None)
-    text = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    sha = hashlib.sha256(text.encode())
-    if isinstance(code, types.CodeType):
-        sha.update(code.co_code + repr(code.co_names).encode())
-    return sha.hexdigest()[:16]
+    """Return a digest of a function's name and code; data that it reads is beyond it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    text = (named.__module__, named.__qualname__, _described(code) if code else "")
+    return hashlib.sha256(repr(text).encode()).hexdigest()[:16]
+
+
+def _described(constant: Any) -> str:
+    """Return what is the same in every process: code with its constants, sets in order."""
+    if isinstance(constant, types.CodeType):
+        return repr((constant.co_code, constant.co_names, [_described(c) for c in constant.co_consts]))
+    return repr(sorted(map(_described, constant))) if isinstance(constant, frozenset) else repr(constant)
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,301 @@
+"""What goes wrong under a search, in a worker or in the driver, costs no more than it must; nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+from torch import nn
+
+import raysq
+from raysq import journal
+from raysq.api import _fingerprint
+from raysq.errors import ResumeError
+from raysq.result import Status
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import test modules
+pytestmark = pytest.mark.slow
+
+X = torch.randn(128, 16, generator=torch.Generator().manual_seed(0))
+OPTIONS = {
+    "backend": "reference",
+    "strategy": "random",
+    "num_threads": 1,
+    "max_concurrent_trials": 1,
+    "latency": raysq.Latency(0.02, 0.02),
+    "verbose": 0,
+}
+
+
+def mlp(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+
+
+# --- a worker is lost ---
+
+
+def test_a_killed_worker_costs_nothing_but_a_second_try(cluster: None, tmp_path: Path) -> None:
+    driver = os.getpid()
+    killed = tmp_path / "killed"
+
+    def eval_fn(model: nn.Module) -> float:
+        done = journal_of(tmp_path).read_bytes().count(b"\n") - 1 if os.getpid() != driver else 0
+        if done >= 2 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1.0
+
+    result = raysq.tune(mlp(), [X], eval_fn, max_trials=5, storage_path=tmp_path, name="run", **OPTIONS)
+
+    assert killed.exists()
+    assert [t.status for t in result.trials] == [Status.FINISHED] * 5
+    assert sorted(t.trial for t in result.trials) == list(range(5))
+
+
+def journal_of(directory: Path) -> Path:
+    return directory / "run" / "journal.jsonl"
+
+
+# --- the driver is killed ---
+
+DRIVER = """
+import json, os, sys, time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import raysq
+
+directory, resume = Path(sys.argv[1]), len(sys.argv) > 2
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+x = torch.randn(128, 16)
+driver = os.getpid()
+
+
+def eval_fn(candidate):
+    if os.getpid() != driver:
+        with open(directory / f"evaluations.{driver}", "a") as file:
+            file.write("trial\\n")
+        time.sleep(0.5)
+    return float(-(candidate(x) - model(x)).abs().mean()) + 2.0
+
+
+result = raysq.tune(
+    model, [x], eval_fn, tolerance=0.5, backend="reference", strategy="tpe", num_threads=1, max_concurrent_trials=1,
+    max_trials=9, latency=raysq.Latency(0.02, 0.02), verbose=0, storage_path=directory, name="run",
+    resume=directory / "run" if resume else None,
+)
+print(json.dumps([t.recipe.digest for t in result.trials]))
+"""
+
+
+class Driver:
+    """A process that runs a search; its descendants are known by a variable in their environment."""
+
+    def __init__(self, directory: Path, mark: str, *arguments: str) -> None:
+        self.mark = f"RAYSQ_TEST_MARK={directory}/{mark}".encode()
+        env = {**os.environ, "RAYSQ_TEST_MARK": f"{directory}/{mark}", "OMP_NUM_THREADS": "1"}
+        env.pop("RAY_ADDRESS", None)
+        script = directory / "driver.py"
+        script.write_text(DRIVER)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", script, directory, *arguments],
+            env=env,
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def left_behind(self) -> list[str]:
+        """Command lines of the processes that carry the mark."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark + b"\0" in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80])
+            except OSError:
+                continue
+        return found
+
+
+def wait_for(condition: Callable[[], object], within: float = 120.0) -> None:
+    end = time.monotonic() + within
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A search whose driver was killed, and what continued it."""
+    directory = tmp_path_factory.mktemp("killed")
+    path = journal_of(directory)
+    first = Driver(directory, "first")
+    started = []
+    try:
+        wait_for(lambda: (path.exists() and path.read_bytes().count(b"\n") > 3) or first.process.poll() is not None)
+        started = first.left_behind()
+        first.process.send_signal(signal.SIGKILL)
+        first.process.communicate()
+        entries = journal.read(path)[1]
+        second = Driver(directory, "second", "resume")
+        out, err = second.process.communicate(timeout=240)
+        evaluations = directory / f"evaluations.{second.process.pid}"
+        yield SimpleNamespace(
+            first=first,
+            second=second,
+            started=started,
+            entries=entries,
+            out=out,
+            err=err,
+            path=path,
+            evaluated=evaluations.read_text().count("trial") if evaluations.exists() else 0,
+        )
+    finally:
+        first.process.kill()
+        first.process.communicate()
+
+
+def test_a_killed_search_goes_on(killed: SimpleNamespace) -> None:
+    assert killed.second.process.returncode == 0, killed.err
+    assert 3 <= len(killed.entries) < 9
+
+
+def test_no_finished_trial_is_lost(killed: SimpleNamespace) -> None:
+    done = [entry.record for entry in killed.entries]
+    assert [entry.record for entry in journal.read(killed.path)[1]][: len(done)] == done
+    assert json.loads(killed.out)[: len(done)] == [record.recipe.digest for record in done]
+
+
+def test_no_finished_trial_is_repeated(killed: SimpleNamespace) -> None:
+    digests = json.loads(killed.out)
+    assert len(digests) == len(set(digests)) == 9
+    assert killed.evaluated == 9 - len(killed.entries)
+
+
+def test_the_numbers_of_trials_go_on(killed: SimpleNamespace) -> None:
+    numbers = [entry.record.trial for entry in journal.read(killed.path)[1]]
+    assert sorted(numbers) == list(range(9))  # the trial that was running is the one that is made up for
+
+
+def test_a_search_that_ended_leaves_no_process(killed: SimpleNamespace) -> None:
+    wait_for(lambda: not killed.second.left_behind(), within=30)
+    assert killed.second.left_behind() == []
+
+
+def test_a_killed_driver_leaves_no_process(killed: SimpleNamespace) -> None:
+    assert any("raylet" in line for line in killed.started)  # the mark works
+    wait_for(lambda: not killed.first.left_behind())  # Ray's agents try for 60 s to reach the dead head node
+    assert killed.first.left_behind() == []
+
+
+# --- resume is refused ---
+
+
+def one(model: nn.Module) -> float:
+    return 1.0
+
+
+class Scorer:
+    """An evaluation that is an object."""
+
+    def __call__(self, model: nn.Module) -> float:
+        return 1.0
+
+
+class OtherScorer(Scorer):
+    """Another, with the same code."""
+
+
+def scorer(score: float) -> Any:
+    source = f"class Scorer:\n    def __call__(self, model):\n        return {score}"
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(source, namespace)
+    return namespace["Scorer"]()
+
+
+@pytest.fixture(scope="module")
+def ended(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("ended")
+    raysq.tune(mlp(), [X], one, max_trials=1, storage_path=directory, name="run", **OPTIONS)
+    return directory / "run"
+
+
+@pytest.mark.parametrize(
+    ("differs", "same", "arguments"),
+    [
+        ("model", ("calibration", "evaluation"), {"model": mlp(seed=1)}),
+        ("calibration", ("model", "evaluation"), {"calib": [X + 1]}),
+        ("evaluation", ("model", "calibration"), {"eval_fn": Scorer()}),
+    ],
+)
+def test_resume_with_something_else_says_what(ended: Path, differs: str, same: Any, arguments: Any) -> None:
+    with pytest.raises(ResumeError) as caught:
+        raysq.tune(**{"model": mlp(), "calib": [X], "eval_fn": one, "resume": ended, **OPTIONS, **arguments})
+    message = str(caught.value)
+    assert f"{differs}:" in message and "leave out `resume`" in message
+    assert not any(f"{name}:" in message for name in same)
+
+
+def test_a_refused_resume_leaves_the_journal_as_it_was(ended: Path) -> None:
+    before = (ended / "journal.jsonl").read_bytes()
+    with pytest.raises(ResumeError):
+        raysq.tune(mlp(seed=1), [X], one, resume=ended, **OPTIONS)
+    assert (ended / "journal.jsonl").read_bytes() == before
+
+
+def test_a_resumed_run_that_was_complete_measures_nothing_again(ended: Path) -> None:
+    again = raysq.tune(mlp(), [X], one, max_trials=1, resume=ended, **OPTIONS)
+    assert list(again.trials) == [entry.record for entry in journal.read(ended / "journal.jsonl")[1]]
+
+
+# what tells evaluations apart, two that differ in nothing else
+EVALUATIONS = {
+    "a number": (lambda model: 1.0, lambda model: 0.99),
+    "a name": (lambda model: torch.sum(model), lambda model: torch.mean(model)),
+    "a function inside": (lambda model: max(i + 1 for i in range(3)), lambda model: max(i + 2 for i in range(3))),
+    "the class of an object": (Scorer(), OtherScorer()),
+    "the code of an object's class": (scorer(1.0), scorer(0.99)),
+    "the function of a partial": (partial(pow, 2), partial(divmod, 2)),
+}
+
+
+@pytest.mark.parametrize("case", EVALUATIONS)
+def test_evaluations_are_told_apart_by(case: str) -> None:
+    first, second = EVALUATIONS[case]
+    assert _fingerprint(first) != _fingerprint(second)
+
+
+def test_an_evaluation_is_the_same_in_every_process() -> None:
+    code = """
+from raysq.api import _fingerprint
+def eval_fn(model):
+    return sum(1.0 for i in range(3) if i in {"a", "b"})
+print(_fingerprint(eval_fn))
+"""
+    command = [sys.executable, "-c", code]
+    seen = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2)]
+    assert seen[0] == seen[1]
+
+
+# --- Ray is the user's ---
+
+
+def test_a_ray_that_was_running_stays(ended: Path) -> None:
+    assert ray.is_initialized()
