@@ -45,7 +45,7 @@ class Capabilities:
         backend: its name.
         ops: per kind of call; a kind that is missing stays in float.
         isa: instruction sets that matter, such as "avx512_vnni".
-        reduce_range: whether int8 products saturate here, so that 7 bits are the default.
+        reduce_range: whether int8 products can saturate here, so that 7 bits are the default and 8 are a choice.
     """
 
     backend: str
@@ -69,8 +69,6 @@ class Capabilities:
         pair = (config.activation.dtype, config.activation.scheme)
         if capability.activations and pair not in capability.activations:
             return f"activations of {op} can't be {pair[0]} {pair[1]}."
-        if self.reduce_range and self.backend != "reference" and not config.activation.reduce_range:
-            return "int8 products saturate on this CPU (no VNNI), so activations need `reduce_range`."
         pair = (config.weight.dtype, config.weight.scheme)
         if op.has_weight and pair not in capability.weights:
             return f"weights of {op} can't be {pair[0]} {pair[1]}."
@@ -103,6 +101,16 @@ class Source:
         from raysq.plan import Planner
 
         return Planner(self.model, self.graph, self.stats)
+
+    @cached_property
+    def channels_last(self) -> torch.nn.Module:
+        """The model with convolution weights in the layout that float kernels are fastest in.
+
+        It is the model itself where there are none, and where its forward needs the other layout (it calls `view`).
+        """
+        from raysq.kernels.floats import channels_last
+
+        return channels_last(self)
 
 
 class BuiltModel(Protocol):

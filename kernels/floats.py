@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from raysq.recipe import Precision
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
 
-__all__ = ["FORMS", "build_form", "freeze", "warm_up"]
+__all__ = ["FORMS", "build_form", "channels_last", "freeze", "warm_up"]
 
 
 def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) -> Any:
@@ -57,13 +57,13 @@ def warm_up(script: Any, flat: Flattened) -> None:
 
 def build_form(
     source: Source,
-    prepare: Callable[[nn.Module], nn.Module],
+    prepare: Callable[[Source], nn.Module],
     backend: str,
     precision: Precision = Precision.FP32,
     context: AbstractContextManager[Any] | None = None,
 ) -> ScriptedModel:
-    """Build a float form of the source's model: `prepare` gets a private copy of it."""
-    model = prepare(copy.deepcopy(source.model))
+    """Build a float form: of the model that `prepare` makes of the source."""
+    model = prepare(source)
     flat = Flattened(model, source.args, source.kwargs)
     script = freeze(flat, context or Interceptor(model, out_of_place=source.graph.out_of_place))
     warm_up(script, flat)
@@ -71,8 +71,27 @@ def build_form(
     return ScriptedModel(backend, script, Deployed.of(script, flat), executed, {}, flat.example)
 
 
-def _channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+def channels_last(source: Source) -> nn.Module:
+    """Return a copy of the model with convolution weights in channels_last, or the model where that can't be."""
+    if not any(isinstance(m, CONVOLUTIONS) for m in source.model.modules()):
+        return source.model
+    shared = {id(t): t for t in (*source.model.parameters(), *source.model.buffers())}
+    model = copy.deepcopy(source.model, shared)
+    for module in model.modules():
+        if isinstance(module, CONVOLUTIONS):
+            weight = module.weight.detach()
+            module.weight = nn.Parameter(weight.contiguous(memory_format=LAYOUTS[weight.dim()]), requires_grad=False)
+    try:
+        with torch.no_grad():
+            model(*source.args, **source.kwargs)
+    except RuntimeError:  # a `view` of what a convolution returns
+        return source.model
+    return model
 
 
-FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {"jit": lambda model: model, "jit channels_last": _channels_last}
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the weight's dimensions
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+FORMS: Mapping[str, Callable[[Source], nn.Module]] = {
+    "jit": lambda source: source.model,
+    "jit channels_last": lambda source: source.channels_last,
+}

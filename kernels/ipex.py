@@ -7,20 +7,27 @@ scale per call, has bf16 per call, and builds faster; the kernels are the same, 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import json
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from raysq.arithmetic import QParams
 from raysq.deployed import Deployed
-from raysq.flattened import Flattened
+from raysq.errors import BackendError
+from raysq.flattened import Flattened, forward_signature
 from raysq.graph import OpType
 from raysq.intercept import Interceptor
 from raysq.kernels.base import Capabilities, OpCapability, Source, check
@@ -30,6 +37,7 @@ from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import NOT_FUSED, executed_precisions
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.insertion import Insertion
+from raysq.kernels.qconf import fill
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme, TensorConfig
@@ -51,6 +59,14 @@ def _ipex() -> ModuleType:
     logging.getLogger("intel_extension_for_pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="JIT pass will be deprecated")  # raised whenever a shape is compiled
     return ipex  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore what IPEX and its observers warn of: deprecated torch functions, observers that saw no data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _quiet_stderr(AbstractContextManager[None]):
@@ -160,10 +176,11 @@ class Engine:
             return build_form(source, FORMS[form], self.name)
         dtype = torch.bfloat16 if form == BF16_FORM else torch.float32
 
-        def optimize(model: nn.Module) -> nn.Module:
+        def optimize(source: Source) -> nn.Module:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return ipex.optimize(model.eval(), dtype=dtype, inplace=True)  # type: ignore[no-any-return]
+                model = copy.deepcopy(source.model).eval()
+                return ipex.optimize(model, dtype=dtype, inplace=True)  # type: ignore[no-any-return]
 
         autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16)
         precision = Precision.BF16 if dtype is torch.bfloat16 else Precision.FP32
@@ -175,16 +192,80 @@ class Engine:
         check(recipe, source, self.capabilities())
         built = self._insert(source, source.planner.plan(recipe))
         idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
-        if not idle:
-            return built
-        # rounding what no int8 kernel takes costs accuracy and gains nothing: build again with those calls in float
-        return self._insert(source, source.planner.plan(recipe, idle))
+        if idle:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
+            built = self._insert(source, source.planner.plan(recipe, idle))
+        return replace(built, configure=partial(self.configure, source, recipe, idle))
+
+    def configure(self, source: Source, recipe: Recipe, idle: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the qconf JSON with which IPEX's own `prepare`, `load_qconf_summary` and `convert` run a recipe.
+
+        Args:
+            source: what the recipe is for.
+            recipe: what runs how.
+            idle: calls that stay in float all the same, and why, as `build` found it.
+
+        Raises:
+            RecipeError: the recipe asks for what this backend can't run.
+            BackendError: a qconf can't express it, or IPEX can't prepare the model.
+        """
+        check(recipe, source, self.capabilities())
+        reasons = recipe.why_not_qconf()
+        if reasons:
+            raise BackendError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
+        with _without_warnings(), tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "qconf.json"
+            _prepare(source).save_qconf_summary(str(path))
+            summary = json.loads(path.read_text())
+        return fill(summary, source.graph, source.planner.plan(recipe, idle))
+
+    def build_default(
+        self, source: Source, batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]
+    ) -> ScriptedModel:
+        """Build what IPEX gives without raysq: its default static mapping, calibrated over `batches`.
+
+        What runs in which precision is not read back: `convert` leaves no trace of the modules in the graph.
+
+        Args:
+            source: the model and its example inputs; no statistics are needed.
+            batches: (positional, keyword) inputs of each calibration batch.
+
+        Raises:
+            BackendError: IPEX can't prepare or convert the model.
+        """
+        with torch.no_grad(), _without_warnings():
+            prepared = _prepare(source)
+            try:
+                for args, kwargs in batches:
+                    prepared(*args, **kwargs)
+                converted = _ipex().quantization.convert(prepared)
+            except Exception as exc:
+                raise BackendError(f"IPEX can't calibrate the model: {exc}") from exc
+        flat = Flattened(converted, source.args, source.kwargs)
+        script = freeze(flat)
+        warm_up(script, flat)
+        like = Flattened(source.model, source.args, source.kwargs)  # a converted model returns a dict for a ModelOutput
+        return ScriptedModel(self.name, script, Deployed.of(script, like), {}, {}, flat.example)
 
     def _insert(self, source: Source, plans: Mapping[str, CallPlan]) -> ScriptedModel:
-        model, plans = swap_dynamic(source.model, source.graph, plans)
+        model, plans = swap_dynamic(source.channels_last, source.graph, plans)
         flat = Flattened(model, source.args, source.kwargs)
         insertion = Insertion(plans, Numerics())
         script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
         warm_up(script, flat)
         executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)
+
+
+def _prepare(source: Source) -> Any:
+    """Return the model as IPEX prepares it: every op recorded in order, observers in place."""
+    quantization = _ipex().quantization
+    given: dict[str, Any] = {"example_inputs": source.args}
+    try:
+        if source.kwargs:  # IPEX takes positional or keyword inputs, not both
+            bound = forward_signature(source.model).bind(*source.args, **source.kwargs)
+            given = {"example_kwarg_inputs": dict(bound.arguments)}
+        with torch.no_grad():
+            model = copy.deepcopy(source.model)  # `inplace=False` copies too, after it has changed the weights' layout
+            return quantization.prepare(model, quantization.default_static_qconfig_mapping, inplace=True, **given)
+    except Exception as exc:
+        raise BackendError(f"IPEX can't prepare the model: {exc}") from exc

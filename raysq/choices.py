@@ -238,5 +238,8 @@ def _expand(choices: OpChoices, call: Call, approaches: tuple[Approach, ...], re
             pairs, found = activation.pairs, activation.algorithms
             if approach is Approach.DYNAMIC:  # the range is taken from each input as it comes
                 pairs, found = pairs[:1], (MinMax(),)
-            tensors = [TensorConfig(d, s, algorithm=a, reduce_range=reduce) for (d, s), a in product(pairs, found)]
+            reduced = (True, False) if reduce and approach is Approach.STATIC else (reduce,)
+            tensors = [
+                TensorConfig(d, s, algorithm=a, reduce_range=r) for r, (d, s), a in product(reduced, pairs, found)
+            ]
             yield from (OpConfig(precision, approach, a, w) for a, w in product(tensors, weights))

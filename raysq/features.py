@@ -33,6 +33,7 @@ FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the
     "approach": lambda c: c.approach.value,
     "activation": lambda c: f"{c.activation.dtype} {c.activation.scheme}",
     "algorithm": lambda c: str(c.activation.algorithm),
+    "bits": lambda c: "7" if c.activation.reduce_range else "8",
     "weight": lambda c: f"{c.weight.dtype} {c.weight.scheme}",
     "weight_algorithm": lambda c: str(c.weight.algorithm),
     "granularity": lambda c: c.weight.granularity.value,

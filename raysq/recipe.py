@@ -272,8 +272,7 @@ class Recipe:
     def why_not_qconf(self) -> tuple[str, ...]:
         """Say what IPEX's qconf JSON can't express of this recipe; empty if it can express all of it.
 
-        One thing depends on the model and shows only when the file is written: in a qconf the scheme belongs
-        to a tensor, so calls that share an input can't quantize it differently.
+        What depends on the model shows only when the file is written: IPEX sees no 1-d convolutions, for one.
         """
         reasons = []
         int8 = [config for config in self.ops.values() if config.is_int8]

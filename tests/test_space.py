@@ -135,9 +135,10 @@ def test_what_the_backend_cannot_run_is_left_out() -> None:
     assert precisions(space, "fc1") == ["int8", "fp32"]
 
 
-def test_seven_bits_are_the_default_where_products_saturate() -> None:
+def test_seven_bits_are_the_default_where_products_saturate_and_eight_a_choice() -> None:
     space = build_space(SMALL, replace(CAPABILITIES, reduce_range=True))
-    assert all(c.activation.reduce_range for c in space.options["fc1"] if c.is_int8)
+    assert all(c.activation.reduce_range for c in space.default().ops.values() if c.is_int8)
+    assert space.choices["linear.bits"] == ("7", "8")
 
 
 def test_nothing_in_int8_is_an_error() -> None:

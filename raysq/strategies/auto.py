@@ -24,7 +24,7 @@ FOUND = "found"  # the ranking that starts with the calls that the best recipe h
 FEW = 4  # float calls that TPE may try even where the best recipe has none
 PRUNE_FROM = 2  # float calls from which on only the ranking that lost least so far is climbed further
 SHARE = 3  # shrinking, and looking for speed, take at most max_trials / SHARE proposals each
-VARIANTS = ("algorithm", "weight_algorithm", "activation")  # features that are varied globally, in this order
+VARIANTS = ("bits", "algorithm", "weight_algorithm", "activation")  # features that are varied globally, in this order
 INT8_RARELY_PAYS = ("depthwise", "add", "pool", "matmul")  # families whose float kernels are tried first
 
 

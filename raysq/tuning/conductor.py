@@ -55,11 +55,12 @@ class Conductor(Searcher):
     """Any Ray Tune searcher over a search space, conducted.
 
     A recipe that ran is answered from the history, and the searcher is asked again. Failed trials and NaN are told
-    as errors. A searcher that knows nothing of accuracy sees infeasible trials behind all feasible ones.
+    as errors. A searcher that knows nothing of accuracy sees infeasible trials behind all feasible ones. Configs
+    carry "label", "trial" (its number) and "seen" (how many trials had ended when it was suggested) beside the point.
+
     The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
     the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was faster
-    than the best one's confidence interval, or when the first five trials failed for the same reason. Configs carry "label", "trial" (its number) and "seen" (how
-    many trials had ended when it was suggested) beside the point.
+    than the best one's confidence interval, or when the first five trials fail for one reason.
 
     Args:
         inner: a bound `Strategy`, or any searcher; one without a space of its own gets `space`.
