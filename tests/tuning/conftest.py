@@ -1,11 +1,9 @@
-"""A tiny prepared model on the reference backend, and one Ray for each module that asks for it."""
+"""A tiny prepared model on the reference backend."""
 
 import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
-import ray
 import torch
 from ray import cloudpickle
 from torch import nn
@@ -48,10 +46,3 @@ def prepared():
 @pytest.fixture(scope="session")
 def baseline(prepared):
     return Baseline(1.0, {"accuracy": 1.0}, 1.0, reference.Engine().float_forms()[0], {})
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield SimpleNamespace(cpus=2)
-    ray.shutdown()
