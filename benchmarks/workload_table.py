@@ -57,10 +57,10 @@ def measure(name: str, threads: int, max_trials: int) -> dict[str, Any]:
         "name": name,
         "fp32": baseline.accuracy,
         "default": eval_fn(default),
-        "default_ratio": to_tuned.value * tuned.value,
+        "default_ratio": to_tuned * tuned,
         "tuned": result.accuracy,
-        "ratio": [tuned.value, tuned.low, tuned.high],
-        "to_bf16": tuned.value / baseline.bf16_ratio.value if baseline.bf16_ratio else None,
+        "ratio": [tuned, tuned.low, tuned.high],
+        "to_bf16": tuned / baseline.bf16_ratio if baseline.bf16_ratio else None,
         "trials": len(result.trials),
         "seconds": seconds,
     }

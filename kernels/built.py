@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ log = logging.getLogger("raysq")
 MODEL_FILE = "model.pt"
 SIGNATURE_FILE = "signature.json"
 EXAMPLE_FILE = "example.pt"
+CONFIGURE_FILE = "configure.json"  # the name that IPEX's tutorial gives it
 WARM_UP_RUNS = 3  # the first run profiles, the second compiles, from the third on nothing changes
 
 
@@ -40,6 +41,7 @@ class ScriptedModel:
         executed: call name to the precision it really runs in.
         left_in_float: call name to the reason why it isn't as the recipe asked.
         example: the flat example inputs, which warm a loaded model up.
+        configure: returns the framework's own configuration of the same model, where it has one.
     """
 
     backend: str
@@ -48,6 +50,7 @@ class ScriptedModel:
     executed: Mapping[str, Precision]
     left_in_float: Mapping[str, str]
     example: tuple[Tensor, ...] = ()
+    configure: Callable[[], Mapping[str, Any]] | None = None
 
     @cached_property
     def size_bytes(self) -> int:
@@ -57,11 +60,16 @@ class ScriptedModel:
         return buffer.tell()
 
     def save(self, directory: Path) -> None:
-        """Write model.pt, which torch.jit.load reads, and how it is called."""
+        """Write model.pt, which torch.jit.load reads, how it is called, and configure.json where there is one."""
         torch.jit.save(self.script, str(directory / MODEL_FILE))
         torch.save(list(self.example), directory / EXAMPLE_FILE)
         signature = {**self.model.signature(), "backend": self.backend, "isa": list(instruction_sets())}
         (directory / SIGNATURE_FILE).write_text(json.dumps(signature, indent=1))
+        if self.configure is not None:
+            try:
+                (directory / CONFIGURE_FILE).write_text(json.dumps(self.configure(), indent=1))
+            except Exception as exc:  # it is an extra, made by another framework: the model is saved whatever it raises
+                log.info("%s is not written: %s", CONFIGURE_FILE, exc)
 
 
 def load(directory: Path) -> Deployed:

@@ -15,6 +15,7 @@ from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened
 from raysq.intercept import Interceptor
+from raysq.kernels.aliasing import protect_inputs
 from raysq.kernels.built import WARM_UP_RUNS, ScriptedModel
 from raysq.recipe import Precision
 
@@ -35,9 +36,11 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
         try:
             with context or nullcontext():
                 traced = torch.jit.trace(flat, flat.example, check_trace=False, strict=False)
-                return torch.jit.freeze(traced.eval())
+                frozen = torch.jit.freeze(traced.eval())
         except Exception as exc:
             raise BackendError(f"TorchScript can't trace the model: {exc}") from exc
+    protect_inputs(frozen.graph)
+    return frozen
 
 
 def warm_up(script: Any, flat: Flattened) -> None:

@@ -7,6 +7,7 @@ Example:
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from raysq import errors
@@ -17,6 +18,7 @@ from raysq.recipe import Recipe
 from raysq.result import Result
 
 if TYPE_CHECKING:
+    from raysq import strategies
     from raysq.tuning.stopper import AccuracyConstraintStopper
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "prepare",
     "quantize",
     "search_space",
+    "strategies",
     "trainable",
     "tune",
 ]
@@ -40,8 +43,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs Ray when it is asked for."""
+    if name == "strategies":
+        return importlib.import_module("raysq.strategies")
     if name == "AccuracyConstraintStopper":
-        from raysq.tuning.stopper import AccuracyConstraintStopper
-
-        return AccuracyConstraintStopper
+        return importlib.import_module("raysq.tuning.stopper").AccuracyConstraintStopper
     raise AttributeError(f"module 'raysq' has no attribute {name!r}")

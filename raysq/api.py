@@ -343,7 +343,7 @@ def _conclude(
 
 
 def _ratio(trial: TrialRecord) -> float:
-    return trial.ratio.value if trial.ratio else float("inf")
+    return trial.ratio if trial.ratio else float("inf")
 
 
 def _drop(trial: TrialRecord) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,13 +46,15 @@ def measure(
         EvaluationError: `eval_fn` fails on the model, or its score allows no relative loss.
         BackendError: no fp32 form could be built.
     """
+    begun = time.perf_counter()
     score = evaluation.evaluate(eval_fn, model, goal)
+    eval_s = time.perf_counter() - begun
     goal.drop(score.value, score.value)  # a score of 0 allows no relative loss: say so before any work
     contest = _Contest(prepared, engine, latency)
     forms = engine.float_forms()
     champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
     rivals = [contest.bf16(form, champion, eval_fn, goal) for form in forms if BF16 in form]
-    best = min((r for r in rivals if r is not None), key=lambda r: r[0].ratio.value, default=None)
+    best = min((r for r in rivals if r is not None), key=lambda r: r[0].ratio, default=None)
     return Baseline(
         accuracy=score.value,
         metrics=score.metrics,
@@ -62,6 +65,7 @@ def measure(
         bf16_latency_ms=best[0].candidate_ms if best else None,
         bf16_ratio=best[0].ratio if best else None,
         dropped=contest.dropped,
+        eval_s=eval_s,
     )
 
 
@@ -120,7 +124,7 @@ class _Contest:
             return champion
         timing = self.time(built, champion or built)
         self.forms_ms[form] = timing.candidate_ms
-        if champion is not None and timing.ratio.value >= 1:
+        if champion is not None and timing.ratio >= 1:
             return champion
         self.winner = form
         return built

@@ -170,7 +170,7 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
             record.stage.value,
             _number(record.accuracy, ".4f"),
             _number(record.accuracy_drop, ".4f"),
-            f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "",
+            f"{ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "",
             _number(record.latency_ms, ".3f"),
             str(record.int8_calls),
             "yes" if record.feasible else "no",

@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     baseline, ratio = result.baseline, result.latency_ratio
     print(f"fp32       accuracy {baseline.accuracy:.4f}   {baseline.latency_ms:.3f} ms ({baseline.form})")
     print(f"int8       accuracy {result.accuracy:.4f}   {result.latency_ms:.3f} ms")
-    print(f"ratio      {ratio.value:.3f} of the fastest fp32's time [{ratio.low:.3f}, {ratio.high:.3f}]")
+    print(f"ratio      {ratio:.3f} of the fastest fp32's time [{ratio.low:.3f}, {ratio.high:.3f}]")
     print(f"speed-up   {result.speedup:.2f}x, measured in interleaved pairs")
     print(f"loaded     {options.out} gives the same outputs; accuracy {accuracy(loaded):.4f}")
     return 0

@@ -82,8 +82,7 @@ class Flattened(torch.nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the model; returns one tensor, or a flat tuple of them."""
-        # a fused residual sum writes into its operand, which must not be the caller's own tensor
-        leaves = iter([t.clone() if t.is_floating_point() else t for t in tensors])
+        leaves = iter(tensors)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         by_name = False  # positional parameters after one that was left out are passed by name

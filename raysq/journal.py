@@ -208,6 +208,8 @@ def to_dict(value: Any) -> Any:
     """Return plain data for strict JSON; numbers that are not finite become text ("nan", "inf")."""
     if isinstance(value, Recipe):
         return value.to_dict()
+    if isinstance(value, Ratio):
+        return {"value": float(value), "low": value.low, "high": value.high}
     if dataclasses.is_dataclass(value):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -104,7 +104,7 @@ def pair(
             if len(pairs) < MIN_PAIRS:
                 continue
             ratio = ratio_of(pairs)
-            if ratio.high - ratio.low < latency.ci_width * ratio.value or clock() - begin > latency.budget_s:
+            if ratio.high - ratio.low < latency.ci_width * ratio or clock() - begin > latency.budget_s:
                 break
         return _timing(pairs)
 

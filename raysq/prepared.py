@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +44,7 @@ class Prepared:
         num_threads: threads that the model will run with.
         fingerprints: digests of "model" and "calibration".
         left_in_float: call or function, and why it stays in float in every recipe.
+        build_s: seconds that building the default recipe took; 0 where nothing was built.
     """
 
     source: Source
@@ -54,6 +56,7 @@ class Prepared:
     num_threads: int
     fingerprints: Mapping[str, str]
     left_in_float: Mapping[str, str] = field(default_factory=dict)
+    build_s: float = 0.0
 
 
 def prepare(
@@ -121,8 +124,9 @@ def prepare(
         stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
     source = Source(copy, graph, stats, args, kwargs)
     idle: dict[str, str] = {}
+    build_s = 0.0
     if not isinstance(space, SearchSpace):
-        searched, idle = _without_idle(searched, source, engine)
+        searched, idle, build_s = _without_idle(searched, source, engine)
         if stats is not None:
             weights = {name: p.detach().numpy() for name, p in copy.named_parameters(remove_duplicate=False)}
             for name, sensitivity in SENSITIVITIES.items():
@@ -139,6 +143,7 @@ def prepare(
         num_threads=num_threads or physical_cores(),
         fingerprints={"model": _digest(model), "calibration": stats.fingerprint if stats else ""},
         left_in_float={**graph.left_in_float, **idle},
+        build_s=build_s,
     )
 
 
@@ -166,11 +171,15 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
-def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[SearchSpace, dict[str, str]]:
-    """Take int8 away from calls that no int8 kernel takes in this model, as one build of the default recipe shows."""
+def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[SearchSpace, dict[str, str], float]:
+    """Take int8 away from calls that no int8 kernel takes in this model, as one build of the default recipe shows.
+
+    Returns the space, why each of those stays in float, and the seconds that the build took.
+    """
     idle: dict[str, str] = {}
     recipe = space.default()
     for _ in OpType:
+        begun = time.perf_counter()
         try:
             built = engine.build(source, recipe)
         except BackendError as exc:
@@ -184,14 +193,15 @@ def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[
             continue
         idle |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
         break
+    build_s = time.perf_counter() - begun
     options = {
         name: tuple(c for c in configs if not c.is_int8) if name in idle else configs
         for name, configs in space.options.items()
     }
     options = {name: configs for name, configs in options.items() if configs}
     if any(c.is_int8 for configs in options.values() for c in configs):
-        return replace(space, options=options), idle
-    return space, {}
+        return replace(space, options=options), idle, build_s
+    return space, {}, build_s
 
 
 def _digest(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from raysq.errors import StorageError
 from raysq.recipe import Precision, Recipe
@@ -35,13 +35,34 @@ class Stage(StrEnum):
     TIMED = "timed"
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A latency ratio with its 95 % interval: int8 over the fastest fp32, smaller is better."""
+class Ratio(float):
+    """A latency ratio, a number, with its 95 % interval: int8 over the fastest fp32, smaller is better.
 
-    value: float
+    Attributes:
+        low: lower end of the interval.
+        high: upper end.
+
+    Example:
+        >>> ratio = Ratio(0.5, 0.4, 0.6)
+        >>> ratio < 1, ratio.high
+        (True, 0.6)
+    """
+
     low: float
     high: float
+
+    def __new__(cls, value: float, low: float, high: float) -> Self:
+        """Return the number with its interval."""
+        self = super().__new__(cls, value)
+        self.low, self.high = low, high
+        return self
+
+    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]  # float's has one
+        """Say what pickle and copy make another of."""
+        return float(self), self.low, self.high
+
+    def __repr__(self) -> str:
+        return f"Ratio({float(self)}, {self.low}, {self.high})"
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,7 @@ class Baseline:
         bf16_accuracy: score of the bf16 form, None where the CPU has no bf16 kernels.
         bf16_latency_ms: its median.
         bf16_ratio: its latency ratio to the fastest fp32.
+        eval_s: seconds that one evaluation took.
         dropped: float forms that are left out, and why.
     """
 
@@ -69,6 +91,7 @@ class Baseline:
     bf16_latency_ms: float | None = None
     bf16_ratio: Ratio | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
+    eval_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +183,7 @@ class Result:
     @property
     def speedup(self) -> float:
         """How many times as fast as the fastest fp32 form it is."""
-        return 1 / self.latency_ratio.value
+        return 1 / self.latency_ratio
 
     @property
     def speedup_ci(self) -> tuple[float, float]:
@@ -171,7 +194,7 @@ class Result:
     def worthwhile(self) -> bool:
         """Whether it is faster than both the fastest fp32 and the bf16 form."""
         bf16 = self.baseline.bf16_ratio
-        return self.latency_ratio.value < min(1.0, bf16.value if bf16 else 1.0)
+        return self.latency_ratio < min(1.0, bf16 if bf16 else 1.0)
 
     def dataframe(self) -> pd.DataFrame:
         """Return a row per trial, in the order in which they ended."""

@@ -64,7 +64,7 @@ class Auto(Strategy):
         variants = {
             feature: [(value, _with_feature(self.space, feature, value, default)) for value in values]
             for feature in VARIANTS
-            if (values := _values(self.space, feature))
+            if (values := _values(self.space, feature, default))
         }
         for feature, candidates in variants.items():
             for value, recipe in candidates:
@@ -131,19 +131,26 @@ class Auto(Strategy):
         return [*(2**i for i in range(top.bit_length()) if 2**i < top), *([top] if top > 0 else [])]
 
     def _shrink(self, history: History) -> Steps:
-        """Put float calls back to int8, the least sensitive first, in ever smaller groups."""
+        """Put float calls back to int8, the least sensitive first, in ever smaller groups; last, in other bits.
+
+        Without VNNI some calls need float because their 8-bit products saturate: 7 bits are enough for those.
+        """
         assert history.best is not None
         left = max(1, self.max_trials // SHARE)
-        chunk = len(self._fallen_back(history.best.recipe)) // 2
-        while chunk:
-            calls = self._fallen_back(history.best.recipe)
-            for start in range(0, len(calls), chunk):
-                recipe = self._in_int8(calls[start : start + chunk], history.best.recipe)
-                if left and history.of(recipe) is None:
-                    left -= 1
-                    yield Proposal(recipe, f"{len(calls[start : start + chunk])} calls back to int8")
-            yield BARRIER
-            chunk //= 2
+        for bits in ("", *_values(self.space, "bits", self._base)):
+            chunk = len(self._fallen_back(history.best.recipe)) // 2
+            while chunk:
+                calls = self._fallen_back(history.best.recipe)
+                for start in range(0, len(calls), chunk):
+                    back = calls[start : start + chunk]
+                    recipe = self._in_int8(back, history.best.recipe)
+                    if bits:
+                        recipe = _with_feature(self.space, "bits", bits, recipe, back)
+                    if left and history.of(recipe) is None:
+                        left -= 1
+                        yield Proposal(recipe, f"{len(back)} calls back to int8{bits and f' of {bits} bits'}")
+                yield BARRIER
+                chunk //= 2
 
     def _speed_up(self, history: History) -> Steps:
         """Try what may be faster on top of the best so far; last, all that was faster together."""
@@ -180,7 +187,7 @@ class Auto(Strategy):
                 yield f"{name} in {precisions[0]}", partial(_in_float, space, members[name], precisions[0])
             if not any(start.config(call).is_int8 for call in members[name]):
                 yield f"{name} in int8", partial(self._in_int8, members[name])
-        for value in _values(space, "activation"):
+        for value in _values(space, "activation", start):
             yield f"activation {value}", partial(_with_feature, space, "activation", value)
         for precision in precisions:
             yield f"float calls in {precision}", partial(self._recast, precision)
@@ -247,18 +254,21 @@ def _in_float(space: SearchSpace, calls: Sequence[str], precision: Precision, re
     return recipe.with_ops(changes)
 
 
-def _values(space: SearchSpace, feature: str) -> list[str]:
-    """Return all values that any call offers for a feature, without the first."""
+def _values(space: SearchSpace, feature: str, recipe: Recipe) -> list[str]:
+    """Return the values of a feature that would change a recipe."""
     tables = (values for name, values in space.choices.items() if name.rpartition(".")[2] == feature)
-    return list(dict.fromkeys(str(value) for values in tables for value in values))[1:]
+    values = dict.fromkeys(str(value) for values in tables for value in values)
+    return [value for value in values if _with_feature(space, feature, value, recipe) != recipe]
 
 
-def _with_feature(space: SearchSpace, feature: str, value: str, recipe: Recipe) -> Recipe:
-    """Return the recipe with one feature changed in all int8 calls that can."""
+def _with_feature(
+    space: SearchSpace, feature: str, value: str, recipe: Recipe, calls: Sequence[str] | None = None
+) -> Recipe:
+    """Return the recipe with one feature changed in all int8 calls that can, or in those named that can."""
     changes = {}
     for call, configs in space.options.items():
         now = recipe.config(call)
-        if now.is_int8:
+        if now.is_int8 and (calls is None or call in calls):
             same = (c for c in configs if c.is_int8 and _agree(c, now, feature) and FEATURES[feature](c) == value)
             changes[call] = next(same, now)
     return recipe.with_ops(changes)

@@ -14,7 +14,7 @@ from rich.table import Table
 from raysq.options import Goal
 from raysq.result import Baseline, Status, TrialRecord
 
-__all__ = ["Progress", "line", "shown", "table"]
+__all__ = ["Progress", "line", "opening", "shown", "table"]
 
 REFRESH_PER_S = 1  # the driver shares its cores with the trials
 
@@ -28,6 +28,7 @@ class Progress:
         goal: how much may be lost.
         max_trials: how many trials there will be at most, those of a resumed run included.
         timeout_s: seconds that the search may take, None for any.
+        trial_s: seconds from one trial to the next, as expected before the first; None if that isn't known.
         records: trials that ended.
         running: ids of those that run.
         clock: seconds.
@@ -37,6 +38,7 @@ class Progress:
     goal: Goal
     max_trials: int
     timeout_s: float | None = None
+    trial_s: float | None = None
     records: list[TrialRecord] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     clock: Callable[[], float] = time.monotonic
@@ -53,13 +55,26 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At most this many seconds more, as trials went so far; None before the first."""
+        """At most this many seconds more, as trials went so far, or as was expected before the first."""
         spent = self.clock() - self._begun
         done = len(self.records) - self._resumed
         bounds = [max(self.timeout_s - spent, 0.0)] if self.timeout_s is not None else []
-        if done:
-            bounds.append(spent / done * max(self.max_trials - len(self.records), 0))
+        each = spent / done if done else self.trial_s
+        if each is not None:
+            bounds.append(each * max(self.max_trials - len(self.records), 0))
         return min(bounds, default=None)
+
+
+def opening(progress: Progress) -> str:
+    """Return what is known before the first trial: what int8 must hold and beat, and what the search may cost."""
+    baseline, left = progress.baseline, progress.seconds_left
+    trials = max(progress.max_trials - len(progress.records), 0)
+    each = "" if progress.trial_s is None else f" of about {progress.trial_s:.1f} s"
+    total = "" if left is None else f", {left:.0f} s in all at most"
+    return (
+        f"fp32 scores {baseline.accuracy:.4g} in {baseline.latency_ms:.3g} ms ({baseline.form}); "
+        f"goal: {progress.goal}; up to {trials} trials{each}{total}"
+    )
 
 
 def line(progress: Progress, record: TrialRecord) -> str:
@@ -68,7 +83,7 @@ def line(progress: Progress, record: TrialRecord) -> str:
     if record.accuracy is not None and record.accuracy_drop is not None:
         parts.append(f"accuracy {record.accuracy:.4g} ({record.accuracy_drop:+.2%} loss)")
     if record.ratio is not None:
-        parts.append(f"latency {record.ratio.value:.3f} [{record.ratio.low:.3f}, {record.ratio.high:.3f}] of fp32")
+        parts.append(f"latency {record.ratio:.3f} [{record.ratio.low:.3f}, {record.ratio.high:.3f}] of fp32")
     if record.reason:
         parts.append(f"{'failed: ' if record.status is Status.FAILED else ''}{record.reason.splitlines()[0]}")
     return "  ".join(parts)
@@ -82,7 +97,7 @@ def table(progress: Progress) -> Table:
     counts = f"{len(progress.records)} of {progress.max_trials} done, {len(progress.running)} running"
     grid.add_row("trials", counts + (f", {failed} failed" if failed else ""))
     if best is not None and best.ratio is not None:
-        grid.add_row("best", f"{1 / best.ratio.value:.2f}x faster than fp32 ({best.latency_ms:.3g} ms)  {best.label}")
+        grid.add_row("best", f"{1 / best.ratio:.2f}x faster than fp32 ({best.latency_ms:.3g} ms)  {best.label}")
         grid.add_row("accuracy", f"{best.accuracy:.4g} of {progress.baseline.accuracy:.4g}, allowed {progress.goal}")
     else:
         grid.add_row("best", "none holds the goal yet")
@@ -105,7 +120,9 @@ def shown(progress: Progress, verbose: int, console: Console | None = None) -> I
     console = console or Console(stderr=True)
     if not verbose:
         yield lambda record: None
-    elif console.is_terminal:
+        return
+    console.print(opening(progress), markup=False, highlight=False, soft_wrap=True)
+    if console.is_terminal:
         with Live(get_renderable=lambda: table(progress), console=console, refresh_per_second=REFRESH_PER_S):
             yield lambda record: None
     else:

@@ -88,9 +88,11 @@ def run(
     """
     conductor = Conductor(searcher, prepared.space, goal, max_trials, stop_at_first=stop_at_first)
     conductor.replay(earlier)
-    progress = Progress(baseline, goal, max_trials, timeout_s, [entry.record for entry in earlier])
     with session(verbose), tempfile.TemporaryDirectory(prefix="raysq-") as scratch:
         room = slots(cpus_per_trial(prepared, workers))
+        concurrent = min(room, max_concurrent_trials or room)
+        trial_s = (prepared.build_s + baseline.eval_s) / concurrent + latency.budget_s  # timings run one by one
+        progress = Progress(baseline, goal, max_trials, timeout_s, trial_s, [entry.record for entry in earlier])
         bound = trainable(prepared, eval_fn, goal=goal, latency=latency, workers=workers, baseline=baseline)
         with shown(progress, verbose) as show:
             recorder = Recorder(prepared.space, journal, progress, show)
@@ -101,7 +103,7 @@ def run(
                     mode="min",
                     search_alg=conductor,
                     num_samples=max_trials,  # the conductor ends earlier, as it counts the earlier trials too
-                    max_concurrent_trials=min(room, max_concurrent_trials or room),
+                    max_concurrent_trials=concurrent,
                     reuse_actors=True,
                     time_budget_s=timeout_s,
                 ),

@@ -179,12 +179,12 @@ class Worker:
                 latency=job.latency,
             )
         self._report |= {
-            "latency_ratio": timing.ratio.value,
+            "latency_ratio": float(timing.ratio),
             "latency_ratio_low": timing.ratio.low,
             "latency_ratio_high": timing.ratio.high,
             "latency_predicted": False,
             "latency_ms": timing.candidate_ms,
-            "speedup": 1 / timing.ratio.value,
+            "speedup": 1 / timing.ratio,
             "pairs": json.dumps(timing.pairs),
             "stage": Stage.TIMED.value,
         }

@@ -203,6 +203,25 @@ def test_a_fallback_takes_effect_in_the_executed_graph(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ipex", "reference"])
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(9, 9)], ids=["conv", "linear"])
+def test_no_build_writes_into_its_inputs(name: str, layer: nn.Module) -> None:
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.layer(x)  # a fused sum is written into `x`
+
+    backend, x = engine(name), torch.randn(2, 8, 9, 9)
+    of, kept = source(Shortcut(), x), x.clone()
+    forms = [backend.build_float(of, form) for form in backend.float_forms()]
+    for built in (*forms, backend.build(of, int8_everywhere(of, backend.capabilities(), Approach.STATIC))):
+        built.model(x)
+        assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("name", ["ipex", "reference"])
 def test_the_same_recipe_built_twice_gives_the_same_bits(name: str) -> None:
     backend, of = engine(name), made("conv2d")
     recipe = build_space(of.graph, backend.capabilities()).default()

@@ -60,7 +60,7 @@ def test_seconds_left(done, timeout_s, expected):
 
 
 def test_earlier_trials_say_nothing_about_the_time_left():
-    assert Progress(BASELINE, Goal(), 10, None, [GOOD]).seconds_left is None
+    assert Progress(BASELINE, Goal(), 10, records=[GOOD]).seconds_left is None
 
 
 def test_table():

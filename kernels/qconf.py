@@ -1,0 +1,181 @@
+"""Writes plans into IPEX's qconf JSON, from which `load_qconf_summary` runs a model without calibration.
+
+A summary lists the ops of each module, by index. A module's own op is found by the module's path; functional ops by
+their order of execution, since IPEX traces models with FX where it can and all functions then belong to the root.
+Tensor ids count up as a model runs, so the id of an op's result gives that order.
+
+A qconf holds scales, and kernels clamp to eight bits: where a recipe uses seven (CPUs without VNNI), values outside of
+the calibrated range are clamped later than in raysq's own build, as they are with IPEX's `reduce_range` observers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysq.arithmetic import QParams
+from raysq.errors import BackendError
+from raysq.graph import Call, ModelGraph, OpType
+from raysq.plan import CallPlan
+
+__all__ = ["fill"]
+
+Info = dict[str, Any]
+
+KINDS = {op.value.replace("_", ""): op for op in OpType} | {
+    "booleandispatch": OpType.MAX_POOL,  # what `F.max_pool2d` prints as
+    "maxpool2d": OpType.MAX_POOL,
+    "maxpool3d": OpType.MAX_POOL,
+    "avgpool2d": OpType.AVG_POOL,
+    "avgpool3d": OpType.AVG_POOL,
+    "adaptiveavgpool2d": OpType.AVG_POOL,
+    "adaptiveavgpool3d": OpType.AVG_POOL,
+}
+# "<class 'torch.nn.modules.conv.Conv2d'>", "<built-in method matmul of type object at 0x7f…>", "<method 'add' of …>"
+OP_TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>|<(?:built-in )?(?:method|function) '?(\w+)")
+
+
+@dataclass(frozen=True)
+class _Op:
+    """One quantizable op of a summary, and the module whose tensor ids it shares; relu and the like have no kind."""
+
+    module: str
+    info: Info
+    kind: OpType | None
+
+    @property
+    def order(self) -> int:
+        return int(self.info["output_tensor_infos"][0]["id"])
+
+
+def fill(summary: Mapping[str, Any], graph: ModelGraph, plans: Mapping[str, CallPlan]) -> dict[str, Any]:
+    """Return a summary in which every call runs as planned, and everything else in fp32.
+
+    Args:
+        summary: what `save_qconf_summary` wrote for the prepared model; it isn't changed.
+        graph: the model's calls.
+        plans: their plans.
+
+    Raises:
+        BackendError: IPEX doesn't see a call that is planned in int8.
+    """
+    filled: dict[str, Any] = copy.deepcopy(dict(summary))
+    ops = sorted(_ops(filled), key=lambda op: op.order)
+    for op in ops:
+        _leave_in_float(op.info)
+    for module in filled.values():
+        module["nonq_op_infos"] = {}  # they configure nothing, and folded batch norms would have to be among them
+        for info in module["layer_output_infos"]:
+            _forget(info)
+    int8 = [name for name, plan in plans.items() if plan.config.is_int8 and not plan.reason]
+    found = _match(ops, graph.calls, int8)
+    ids = _Ids(ops)
+    for name in int8:
+        _quantize(name, found[name], plans[name], ids)
+    for op in ops:
+        for info in op.info["output_tensor_infos"]:
+            if "scale" not in info:  # a pool whose reader rounds the result is not given a second rounding
+                info["inf_dtype"] = ids.read_as.get(info["id"], info["inf_dtype"])
+    return filled
+
+
+def _ops(summary: Mapping[str, Any]) -> Iterator[_Op]:
+    for module, infos in summary.items():
+        for info in infos["q_op_infos"].values():
+            name = OP_TYPE.match(info["op_type"])
+            spelled = (name[1] or name[2]).lower().replace("_", "") if name else ""
+            yield _Op(module, info, KINDS.get(spelled))
+
+
+def _leave_in_float(info: Info) -> None:
+    for key in ("input_tensor_infos", "weight_tensor_infos", "output_tensor_infos"):
+        for tensor in info[key]:
+            _forget(tensor)
+
+
+def _forget(tensor: Info) -> None:
+    """Set a tensor back to its own type; a scale left behind would be loaded for other readers of its id."""
+    tensor.pop("scale", None)
+    tensor.pop("zero_point", None)
+    for key in ("inf_dtype", "force_dtype"):
+        if key in tensor:
+            tensor[key] = tensor["orig_dtype"]
+
+
+def _match(ops: Sequence[_Op], calls: Sequence[Call], int8: Sequence[str]) -> dict[str, _Op]:
+    """Return the op of each call; calls that run in float need none."""
+    own: dict[tuple[str, OpType], list[_Op]] = defaultdict(list)
+    functional: dict[OpType, list[_Op]] = defaultdict(list)
+    for op in ops:
+        if op.kind is not None and op.info["op_type_is_module"]:
+            own[op.info["fqn"], op.kind].append(op)
+        elif op.kind is not None:
+            functional[op.kind].append(op)
+    groups: dict[tuple[str | None, OpType], list[Call]] = defaultdict(list)
+    for call in calls:
+        is_own = (call.module, call.op) in own
+        groups[call.module if is_own else None, call.op].append(call)
+    found: dict[str, _Op] = {}
+    for (module, kind), group in groups.items():
+        seen = functional[kind] if module is None else own[module, kind]
+        if len(seen) == len(group):
+            found.update({call.name: op for call, op in zip(group, seen, strict=True)})
+        elif missing := [call.name for call in group if call.name in int8]:
+            raise BackendError(
+                f"IPEX's own quantization sees {len(seen)} calls of {kind} where raysq sees {len(group)}, "
+                f"{', '.join(missing)} among them, so a qconf can't name them."
+            )
+    return found
+
+
+class _Ids:
+    """Tensor ids, of which each holds one scale per module: the last one that is loaded wins."""
+
+    def __init__(self, ops: Sequence[_Op]) -> None:
+        tensors = [t for op in ops for key in ("input_tensor_infos", "output_tensor_infos") for t in op.info[key] if t]
+        self._fresh = itertools.count(1 + max((t["id"] for t in tensors), default=0))
+        self._scales: dict[tuple[str, int], Info] = {}
+        self.read_as: dict[int, str] = {}
+
+    def rename(self, tensor: Info) -> None:
+        """Give a tensor an id that nothing else has."""
+        tensor["id"] = next(self._fresh)
+
+    def share(self, module: str, tensor: Info) -> None:
+        """Keep a quantized input's id where its other readers agree on the scale, else give it one of its own."""
+        chosen = {key: tensor[key] for key in ("inf_dtype", "scale", "zero_point")}
+        if self._scales.setdefault((module, tensor["id"]), chosen) == chosen:
+            self.read_as[tensor["id"]] = tensor["inf_dtype"]
+        else:
+            self.rename(tensor)
+
+
+def _quantize(name: str, op: _Op, plan: CallPlan, ids: _Ids) -> None:
+    inputs: list[Info] = op.info["input_tensor_infos"]
+    weights: list[Info] = op.info["weight_tensor_infos"] or inputs[1:]  # a function takes its weight as an argument
+    activations = {i: params for i, params in enumerate(plan.inputs) if params is not None}
+    for tensors, planned in ((inputs, activations), (weights, plan.weights or {})):
+        for position, params in planned.items():
+            if position >= len(tensors) or not tensors[position]:
+                raise BackendError(f"{name} passes a tensor by keyword, where IPEX doesn't quantize it.")
+            _set(tensors[position], params)
+    for position in activations:
+        ids.share(op.module, inputs[position])
+    if plan.output is not None:
+        result = op.info["output_tensor_infos"][0]
+        _set(result, plan.output)
+        ids.rename(result)  # or IPEX lets the reader's scale replace the one that the kernel needs
+
+
+def _set(tensor: Info, params: QParams) -> None:
+    dtype = "torch.qint8" if params.grid.qmin < 0 else "torch.quint8"
+    tensor["inf_dtype"] = dtype
+    if "force_dtype" in tensor:
+        tensor["force_dtype"] = dtype
+    tensor["scale"] = params.scale.reshape(-1).tolist()
+    tensor["zero_point"] = params.zero_point.reshape(-1).tolist()
