@@ -129,7 +129,9 @@ class _Recorder:
 
     def __init__(self, model: nn.Module) -> None:
         self._types = {path: type(module).__name__ for path, module in model.named_modules()}
-        self._names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._names: WeakIdKeyDictionary = WeakIdKeyDictionary()  # not by id: a buffer that is replaced frees its id
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._names[tensor] = name
         self._storages = {
             t.untyped_storage().data_ptr(): n for n, t in model.named_parameters() if t.untyped_storage().nbytes()
         }
@@ -147,8 +149,8 @@ class _Recorder:
 
     def function(self, function: Function, site: Site | None, result: Any) -> None:
         tensors = [t for t in tree_leaves((function.args, dict(function.kwargs))) if isinstance(t, Tensor)]
-        parameters = tuple(self._names[id(t)] for t in tensors if id(t) in self._names)
-        inputs = tuple(self._value(t) for t in tensors if id(t) not in self._names)
+        parameters = tuple(self._names[t] for t in tensors if t in self._names)
+        inputs = tuple(self._value(t) for t in tensors if t not in self._names)
         if site is not None and self._operands is not None:
             self.calls.append(self._describe(site, self._operands, result))
             self._operands = None
@@ -227,7 +229,10 @@ def _absorber(call: Call, recorder: _Recorder) -> str | None:
     for node in recorder.nodes:
         for value in node.inputs:
             readers[value].append(node)
-    value = next(node for node in recorder.nodes if node.call == call.name).inputs[0]
+    inputs = next(node for node in recorder.nodes if node.call == call.name).inputs
+    if not inputs:
+        return None  # it reads a buffer or a parameter
+    value = inputs[0]
     below: Node | None = None
     while value in makers:
         maker = makers[value]

@@ -155,3 +155,26 @@ def test_shared_inputs_blocks_and_absorbers() -> None:
 def test_a_model_that_cannot_be_used_says_why(model, says) -> None:
     with pytest.raises(ModelError, match=says):
         deployable(model, (torch.randn(2, 8),), {})
+
+
+class Counting(nn.Module):
+    """Replaces a buffer in each forward, and reads another as data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.position = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("table", torch.randn(3, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.fc(x) + self.position(self.table)
+
+
+def test_buffers_that_are_replaced_or_read_as_data_do_not_stop_it() -> None:
+    model = Counting()
+    for _ in range(20):  # an address that was freed is taken again now and then
+        _, graph = deployable(model, (torch.randn(3, 4),), {})
+        assert [call.name for call in graph.calls] == ["fc", "position", "add"]
+    assert model.calls == 0
