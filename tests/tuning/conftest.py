@@ -1,32 +1,15 @@
 """A tiny prepared model on the reference backend."""
 
-import sys
-from dataclasses import dataclass
-
 import pytest
 import torch
-from ray import cloudpickle
 from torch import nn
 
 from raysq.inspection import deployable
 from raysq.kernels import base, reference
 from raysq.observation import observe
+from raysq.prepared import Prepared
 from raysq.result import Baseline
 from raysq.space import build_space
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import test modules
-
-
-@dataclass(frozen=True)
-class Prepared:
-    source: base.Source
-    engine: str
-    capabilities: base.Capabilities
-    space: object
-    latency_args: tuple
-    latency_kwargs: dict
-    num_threads: int
-    fingerprints: dict
 
 
 @pytest.fixture(scope="session")
