@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import functools
-import hashlib
 import logging
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raysq import evaluation, logs
+from raysq import evaluation, fingerprint, logs
 from raysq.baseline import measure, outputs
 from raysq.deployed import Deployed
 from raysq.errors import EvaluationError, NoFeasibleRecipe, OptionError, ResumeError
@@ -120,6 +117,7 @@ def tune(
     path = _journal_path(storage_path, name, resume)
     model = resolve(model)
     _check_sendable(model, eval_fn)
+    called = evaluation.first_call(eval_fn, evaluating(model), goal)
     prepared = prepare(
         model,
         calib,
@@ -132,9 +130,10 @@ def tune(
         op_type_dict=op_type_dict,
         op_name_dict=op_name_dict,
         seed=seed,
+        called=called,
     )
     engine = base.get(prepared.engine)
-    prints = {**prepared.fingerprints, "evaluation": _fingerprint(eval_fn)}
+    prints = {**prepared.fingerprints, "evaluation": fingerprint.of_function(eval_fn)}
     arguments = {
         "goal": str(goal),
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
@@ -295,8 +294,6 @@ def _conclude(
     journal: Path,
 ) -> Result:
     """Build the winner here, check that it is what was measured, and time it once more with a larger budget."""
-    from raysq.tuning.worker import digest
-
     scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
     if not scored:
         reasons = "; ".join(sorted({t.reason for t in trials if t.reason})[:3])
@@ -306,7 +303,8 @@ def _conclude(
     source = prepared.source
     winner = engine.build(source, best.recipe)
     accuracy, drop = float(best.accuracy or 0.0), _drop(best)
-    if digest(outputs(winner.model, source.args, source.kwargs)) != best.digest:  # another CPU than the worker's
+    digest = fingerprint.of_tensors(outputs(winner.model, source.args, source.kwargs))
+    if digest != best.digest:  # this isn't the worker's CPU
         accuracy = evaluation.evaluate(eval_fn, winner.model, goal).value
         drop = goal.drop(accuracy, baseline.accuracy)
     reference = engine.build_float(source, baseline.form)
@@ -399,23 +397,6 @@ def _journal_path(storage_path: str | Path | None, name: str | None, resume: str
         return path
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return journal.vacant(Path(storage_path or STORAGE) / (name or f"run-{stamp}") / JOURNAL_FILE)
-
-
-def _fingerprint(function: Callable[..., Any]) -> str:
-    """Return a digest of a function's name and code; data that it reads is beyond it."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    text = (named.__module__, named.__qualname__, _described(code) if code else "")
-    return hashlib.sha256(repr(text).encode()).hexdigest()[:16]
-
-
-def _described(constant: Any) -> str:
-    """Return what is the same in every process: code with its constants, sets in order."""
-    if isinstance(constant, types.CodeType):
-        return repr((constant.co_code, constant.co_names, [_described(c) for c in constant.co_consts]))
-    return repr(sorted(map(_described, constant))) if isinstance(constant, frozenset) else repr(constant)
 
 
 def _versions() -> dict[str, str]:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from raysq.errors import EvaluationError
 from raysq.options import Goal
 
-__all__ = ["EvalFn", "Score", "check", "evaluate"]
+__all__ = ["EvalFn", "Score", "check", "evaluate", "first_call"]
 
 EvalFn = Callable[[Any], Any]
 
@@ -95,6 +96,38 @@ def evaluate(eval_fn: EvalFn, model: Any, goal: Goal) -> Score:
     if isinstance(returned, Mapping):
         return _chosen(returned, goal)
     return Score({ACCURACY: _finite(_number(returned, "returned"), ACCURACY)}, ACCURACY)
+
+
+class _Called(BaseException):
+    """Ends an evaluation at its first forward; no `except Exception` stops it."""
+
+
+def first_call(eval_fn: EvalFn, model: nn.Module, goal: Goal) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the arguments with which `eval_fn` calls a model first, without running the model; None if it doesn't.
+
+    Args:
+        eval_fn: the evaluation; it is left at that call.
+        model: a copy that nobody else uses.
+        goal: says which metric counts.
+
+    Raises:
+        EvaluationError: it raised before that, or returned no score without calling the model.
+    """
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+        raise _Called
+
+    model.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        evaluate(eval_fn, model, goal)
+    except _Called:
+        pass
+    except EvaluationError:
+        if not seen:
+            raise
+    return seen[0] if seen else None
 
 
 def _streamed(batches: list[Any], goal: Goal) -> Score:

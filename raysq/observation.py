@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from raysq import fingerprint
 from raysq.errors import CalibrationError
 from raysq.graph import ModelGraph, OpType
 from raysq.histogram import LIMIT, HistogramBuilder
@@ -102,8 +103,7 @@ class _Observer:
         """Choose which samples and positions of the next batch are kept."""
         tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
         for tensor in tensors:
-            self._hash.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            self._hash.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            fingerprint.feed(self._hash, tensor)
         size = next((t.shape[0] for t in tensors if t.dim()), 1)
         kept = self._choose_items(size, args, kwargs)
         mask = kwargs.get("attention_mask")

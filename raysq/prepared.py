@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from raysq import fingerprint
 from raysq.calibration_data import Calibration, peek
 from raysq.errors import BackendError, CalibrationError, ModelError, OptionError
+from raysq.flattened import forward_signature
 from raysq.graph import OpType
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
@@ -72,6 +73,7 @@ def prepare(
     op_type_dict: Mapping[str, Any] | None = None,
     op_name_dict: Mapping[str, Any] | None = None,
     seed: int = 0,
+    called: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None,
 ) -> Prepared:
     """Inspect a model and run the calibration data through it once; the model itself is not changed.
 
@@ -87,6 +89,8 @@ def prepare(
         op_type_dict: rules by type, in INC's spelling.
         op_name_dict: rules by name.
         seed: of the sampled rows and items.
+        called: (positional, keyword) inputs that the evaluation calls the model with; where these are other
+            arguments than calibration gives it (labels, no mask), they are the default example instead.
 
     Raises:
         InputError: what can't be used, and why; before any work.
@@ -106,6 +110,8 @@ def prepare(
     else:
         first, batches = peek(batches)
         args, kwargs = as_call(example_inputs) if example_inputs is not None else (first.args, first.kwargs)
+        if example_inputs is None and called and _given(model, *called) != _given(model, args, kwargs):
+            args, kwargs = called[0], dict(called[1])
     copy, graph = deployable(model, args, kwargs)
     capabilities = engine.capabilities()
     if isinstance(space, SearchSpace):
@@ -141,7 +147,7 @@ def prepare(
         latency_args=latency_args,
         latency_kwargs=latency_kwargs,
         num_threads=num_threads or physical_cores(),
-        fingerprints={"model": _digest(model), "calibration": stats.fingerprint if stats else ""},
+        fingerprints={"model": fingerprint.of_model(model), "calibration": stats.fingerprint if stats else ""},
         left_in_float={**graph.left_in_float, **idle},
         build_s=build_s,
     )
@@ -169,6 +175,19 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def _given(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[str]:
+    """Return the names of the arguments that hold tensors, none if they don't fit the model."""
+    signature = forward_signature(model)
+    try:
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError:
+        return set()
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(parameter.name, {})
+    return {name for name, value in arguments.items() if any(isinstance(t, Tensor) for t in tree_leaves(value))}
 
 
 def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[SearchSpace, dict[str, str], float]:
@@ -202,11 +221,3 @@ def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[
     if any(c.is_int8 for configs in options.values() for c in configs):
         return replace(space, options=options), idle, build_s
     return space, {}, build_s
-
-
-def _digest(model: nn.Module) -> str:
-    sha = hashlib.sha256(type(model).__qualname__.encode())
-    for name, tensor in model.state_dict().items():
-        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]

@@ -411,7 +411,6 @@ def test_hugging_face_evaluation_runs_unchanged(cluster: None, bert: SimpleNames
         bert.model,
         bert.batches,
         eval_fn,
-        example_inputs=bert.batches[0],  # with labels: the loss is part of what is deployed
         tolerance=0.2,
         max_trials=2,
         storage_path=tmp_path,

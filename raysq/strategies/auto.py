@@ -131,15 +131,15 @@ class Auto(Strategy):
         return [*(2**i for i in range(top.bit_length()) if 2**i < top), *([top] if top > 0 else [])]
 
     def _shrink(self, history: History) -> Steps:
-        """Put float calls back to int8, the least sensitive first, in ever smaller groups; last, in other bits.
+        """Put float calls back to int8, the least sensitive first, in ever smaller groups, each in other bits too.
 
         Without VNNI some calls need float because their 8-bit products saturate: 7 bits are enough for those.
         """
         assert history.best is not None
         left = max(1, self.max_trials // SHARE)
-        for bits in ("", *_values(self.space, "bits", self._base)):
-            chunk = len(self._fallen_back(history.best.recipe)) // 2
-            while chunk:
+        chunk = len(self._fallen_back(history.best.recipe)) // 2
+        while chunk:
+            for bits in ("", *_values(self.space, "bits", self._base)):
                 calls = self._fallen_back(history.best.recipe)
                 for start in range(0, len(calls), chunk):
                     back = calls[start : start + chunk]
@@ -150,7 +150,7 @@ class Auto(Strategy):
                         left -= 1
                         yield Proposal(recipe, f"{len(back)} calls back to int8{bits and f' of {bits} bits'}")
                 yield BARRIER
-                chunk //= 2
+            chunk //= 2
 
     def _speed_up(self, history: History) -> Steps:
         """Try what may be faster on top of the best so far; last, all that was faster together."""

@@ -102,7 +102,7 @@ def run(
                     metric="latency_ratio",
                     mode="min",
                     search_alg=conductor,
-                    num_samples=max_trials,  # the conductor ends earlier, as it counts the earlier trials too
+                    num_samples=max_trials + 1,  # the conductor ends first, and says why
                     max_concurrent_trials=concurrent,
                     reuse_actors=True,
                     time_budget_s=timeout_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raysq import evaluation
+from raysq import evaluation, fingerprint
 from raysq.baseline import outputs
 from raysq.latency import pair
 from raysq.options import Goal, Latency
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel
     from raysq.prepared import Prepared
 
-__all__ = ["Job", "Worker", "digest", "unusable"]
+__all__ = ["Job", "Worker", "unusable"]
 
 Report = dict[str, Any]
 
@@ -143,7 +142,7 @@ class Worker:
         self._report["recipe"] = recipe.to_json()
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
-            outputs_digest = digest(outputs(built.model, source.args, source.kwargs))
+            digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
         with self._clock("eval_s"):
             score = evaluation.evaluate(job.eval_fn, TakesTurns(built.model, self._turns), job.goal)
         drop = job.goal.drop(score.value, job.baseline.accuracy)
@@ -157,7 +156,7 @@ class Worker:
             "speedup": 1 / predicted,
             "size_bytes": built.size_bytes,
             "int8_calls": int8_calls,
-            "digest": outputs_digest,
+            "digest": digest,
             "stage": Stage.EVALUATED.value,
             "feasible": job.goal.holds(drop) and int8_calls > 0,
             "reason": _why_infeasible(job.goal, drop, int8_calls),
@@ -215,15 +214,6 @@ def _why_infeasible(goal: Goal, drop: float, int8_calls: int) -> str:
     if not goal.holds(drop):
         return f"loses {drop:.4g}, allowed is {goal}"
     return "" if int8_calls else "no call runs in int8"
-
-
-def digest(tensors: list[torch.Tensor]) -> str:
-    """Return a fingerprint of tensors: equal bits, equal digests."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _cpu_model() -> str:
