@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raysq import evaluation, fingerprint, logs
-from raysq.baseline import measure, outputs
+from raysq.baseline import measure
+from raysq.conclusion import conclude
 from raysq.deployed import Deployed
-from raysq.errors import EvaluationError, NoFeasibleRecipe, OptionError, ResumeError
+from raysq.errors import OptionError, ResumeError
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
-from raysq.latency import pair
 from raysq.options import Goal, Latency, Workers, is_whole
 from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.recipe import Recipe
-from raysq.result import Baseline, Result, TrialRecord
+from raysq.result import Result
 from raysq.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def tune(
                 callbacks=callbacks,
                 verbose=verbose,
             )
-        return _conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, path)
+        return conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, path)
     finally:
         torch.set_num_threads(threads)
 
@@ -281,71 +281,6 @@ def trainable(prepared: Prepared, eval_fn: evaluation.EvalFn, **options: Any) ->
     from raysq.tuning import trial
 
     return trial.trainable(prepared, eval_fn, **options)
-
-
-def _conclude(
-    prepared: Prepared,
-    engine: base.Backend,
-    eval_fn: evaluation.EvalFn,
-    baseline: Baseline,
-    goal: Goal,
-    latency: Latency,
-    trials: Sequence[TrialRecord],
-    journal: Path,
-) -> Result:
-    """Build the winner here, check that it is what was measured, and time it once more with a larger budget."""
-    scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
-    if not scored:
-        reasons = "; ".join(sorted({t.reason for t in trials if t.reason})[:3])
-        raise EvaluationError(f"no trial could be scored. {reasons or 'The search ended before its first trial.'}")
-    feasible = [t for t in scored if t.feasible and t.ratio is not None]
-    best = min(feasible, key=_ratio) if feasible else min(scored, key=_drop)
-    source = prepared.source
-    winner = engine.build(source, best.recipe)
-    accuracy, drop = float(best.accuracy or 0.0), _drop(best)
-    digest = fingerprint.of_tensors(outputs(winner.model, source.args, source.kwargs))
-    if digest != best.digest:  # this isn't the worker's CPU
-        accuracy = evaluation.evaluate(eval_fn, winner.model, goal).value
-        drop = goal.drop(accuracy, baseline.accuracy)
-    reference = engine.build_float(source, baseline.form)
-    timing = pair(
-        winner.model,
-        reference.model,
-        args=prepared.latency_args,
-        kwargs=prepared.latency_kwargs,
-        num_threads=prepared.num_threads,
-        latency=Latency(latency.final_budget_s, latency.final_budget_s, latency.ci_width / 2),
-    )
-    result = Result(
-        model=winner.model,
-        built=winner,
-        recipe=best.recipe,
-        accuracy=accuracy,
-        accuracy_drop=drop,
-        baseline=baseline,
-        latency_ms=timing.candidate_ms,
-        latency_ratio=timing.ratio,
-        feasible=bool(feasible) and goal.holds(drop),
-        trials=tuple(trials),
-        executed=winner.executed,
-        left_in_float={**prepared.left_in_float, **winner.left_in_float},
-        journal=journal,
-    )
-    if not result.feasible:
-        raise NoFeasibleRecipe(
-            f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {drop:.4g}. It is in this "
-            "error's `result`. Allow a larger tolerance, or more trials.",
-            result,
-        )
-    return result
-
-
-def _ratio(trial: TrialRecord) -> float:
-    return trial.ratio if trial.ratio else float("inf")
-
-
-def _drop(trial: TrialRecord) -> float:
-    return float("inf") if trial.accuracy_drop is None else trial.accuracy_drop
 
 
 def _check_options(**given: Any) -> None:

@@ -25,6 +25,8 @@ PATIENCE_S = 5.0  # a warm-up that takes longer is cut to two runs
 SAMPLE_S = 1e-3  # a sample repeats a call until it lasts this long: the clock and the scheduler blur less
 MIN_PAIRS = 6  # the fewest whose range is a 95 % interval of the median: 1 - 2 / 2**6 = 0.969
 MAX_PAIRS = 1000
+ROUGH = 0.1  # of the ratio; a wider interval says little, so timing goes on,
+EXTENSION = 4  # up to so many times the budget
 HOPELESS = 20.0  # an int8 model this many times slower hit a reference kernel (8 s a call were seen): stop early
 
 
@@ -70,7 +72,8 @@ def pair(
 ) -> Timing:
     """Time two models on the same inputs until their ratio is known well enough, or time is up.
 
-    At least six pairs are taken, whatever the budget, unless the candidate turns out hopeless.
+    At least six pairs are taken, whatever the budget, unless the candidate turns out hopeless. Where the interval is
+    still wider than a tenth of the ratio, up to four times the budget is spent.
 
     Args:
         candidate: the model in question.
@@ -104,7 +107,8 @@ def pair(
             if len(pairs) < MIN_PAIRS:
                 continue
             ratio = ratio_of(pairs)
-            if ratio.high - ratio.low < latency.ci_width * ratio or clock() - begin > latency.budget_s:
+            spent, width = clock() - begin, (ratio.high - ratio.low) / ratio
+            if width < latency.ci_width or spent > latency.budget_s * (1 if width < ROUGH else EXTENSION):
                 break
         return _timing(pairs)
 

@@ -92,7 +92,7 @@ class Latency:
     """How latency is measured: interleaved pairs of fp32 and int8 until the ratio is sharp or time is up.
 
     Attributes:
-        budget_s: seconds a timing in a trial may take, > 0.
+        budget_s: seconds a timing in a trial should take, > 0; up to four times as many where the ratio stays unclear.
         final_budget_s: seconds for the timing of the winner, > 0.
         ci_width: stop as soon as the 95 % interval of the ratio is narrower than this share of it, > 0.
 

@@ -146,6 +146,16 @@ class TrialRecord:
     label: str = ""
     reason: str = ""
 
+    @property
+    def latency_bound(self) -> float:
+        """What the latency ratio lies below: the upper end of its interval, so that luck in timing wins nothing.
+
+        It is the prediction where nothing was timed, and infinite where there is none.
+        """
+        if self.ratio is not None:
+            return self.ratio.high
+        return float("inf") if self.latency_ratio is None else self.latency_ratio
+
 
 @dataclass(frozen=True)
 class Result:

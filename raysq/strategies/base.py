@@ -73,8 +73,8 @@ class History(Sequence[TrialRecord]):
 
     @property
     def best(self) -> TrialRecord | None:
-        """The feasible record with the lowest latency ratio, the earliest of equals; None if there is none."""
-        return min((r for r in self._records if r.feasible), key=ratio_of, default=None)
+        """The feasible record with the lowest latency bound, the earliest of equals; None if there is none."""
+        return min((r for r in self._records if r.feasible), key=lambda r: r.latency_bound, default=None)
 
     @property
     def closest(self) -> TrialRecord | None:

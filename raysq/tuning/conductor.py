@@ -19,7 +19,7 @@ from raysq.options import Goal
 from raysq.recipe import Recipe
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace, flatten
-from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy
+from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy, ratio_of
 from raysq.strategies.following import penalised, tell
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.tuning.domains import domains
@@ -60,7 +60,7 @@ class Conductor(Searcher):
 
     The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
     the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was faster
-    than the best one's confidence interval, or when the first five trials fail for one reason.
+    beyond its confidence interval, or when the first five trials fail for one reason.
 
     Args:
         inner: a bound `Strategy`, or any searcher; one without a space of its own gets `space`.
@@ -214,7 +214,7 @@ class Conductor(Searcher):
         ended = entry.record
         self._entries.append(entry)
         self.history.append(ended)
-        if ended.feasible and ended.latency_ratio is not None and ended.latency_ratio < _low(self._anchor):
+        if ended.feasible and (self._anchor is None or ended.latency_bound < ratio_of(self._anchor)):
             self._anchor = ended
             self._improved_at = len(self.history)
         for inner_id in self._waiting.pop(ended.recipe.digest, ()):
@@ -223,11 +223,8 @@ class Conductor(Searcher):
     def _why_over(self) -> str:
         patience = max(MIN_PATIENCE, self.max_trials // 4)
         first = self.history[self._replayed :][:HOPELESS]
-        if (
-            len(first) == HOPELESS
-            and {r.status for r in first} == {Status.FAILED}
-            and len({r.reason for r in first}) == 1
-        ):
+        failures = {r.reason if r.status is Status.FAILED else None for r in first}
+        if len(first) == HOPELESS and len(failures) == 1 and None not in failures:
             return f"the first {HOPELESS} trials failed alike"
         if self.stop_at_first and self.history.best is not None:
             return "a feasible recipe was found"
@@ -240,13 +237,6 @@ class Conductor(Searcher):
     def _numbered(self, point: _Point) -> _Running:
         self._suggested += 1
         return _Running(self._suggested - 1, len(self.history), point)
-
-
-def _low(anchor: TrialRecord | None) -> float:
-    """Return the ratio below which a trial is faster beyond doubt."""
-    if anchor is None or anchor.latency_ratio is None:
-        return float("inf")
-    return anchor.ratio.low if anchor.ratio else anchor.latency_ratio
 
 
 def _seen_before(number: int, numbered: Mapping[int, Entry]) -> int:

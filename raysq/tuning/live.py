@@ -49,9 +49,9 @@ class Progress:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The feasible timed trial with the lowest latency ratio."""
+        """The feasible timed trial with the lowest latency bound."""
         timed = (r for r in self.records if r.feasible and r.ratio is not None)
-        return min(timed, key=lambda r: r.latency_ratio or 0.0, default=None)
+        return min(timed, key=lambda r: r.latency_bound, default=None)
 
     @property
     def seconds_left(self) -> float | None:
