@@ -94,7 +94,7 @@ def test_budget_ends_a_noisy_timing():
 def test_budget_ends_a_timing_that_is_clear_enough():
     clock = Clock()
     noise = np.random.default_rng(0).lognormal(0, 0.05, 10_000) * 0.01
-    timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=1.0, ci_width=1e-6)
+    timing = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=1.0, ci_width=1e-6)
     assert 1.0 < clock.now < 1.1
     assert len(timing.pairs) > MIN_PAIRS
 
