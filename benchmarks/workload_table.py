@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def measure(name: str, threads: int, max_trials: int) -> dict[str, Any]:
     import workloads
 
     import raysq
+    from raysq.kernels import ipex
     from raysq.latency import pair
     from raysq.options import Latency
 
@@ -50,7 +51,8 @@ def measure(name: str, threads: int, max_trials: int) -> dict[str, Any]:
     result = raysq.tune(model, calib, eval_fn, tolerance=0.01, max_trials=max_trials, num_threads=threads)
     seconds = time.monotonic() - start
     baseline, tuned = result.baseline, result.latency_ratio
-    default = framework_default(model, calib)
+    source = raysq.prepare(model, calib).source
+    default = ipex.Engine().build_default(source, ((batch, {}) for batch in calib)).model  # as IPEX's tutorial does it
     budget = Latency(budget_s=5.0)
     to_tuned = pair(default, result.model, args=calib[0], kwargs={}, num_threads=threads, latency=budget).ratio
     return {
@@ -64,20 +66,6 @@ def measure(name: str, threads: int, max_trials: int) -> dict[str, Any]:
         "trials": len(result.trials),
         "seconds": seconds,
     }
-
-
-def framework_default(model: Any, calib: Sequence[tuple[Any, ...]]) -> Any:
-    """Quantize as IPEX does by default: its static qconfig, all of the calibration data, traced and frozen."""
-    import intel_extension_for_pytorch as ipex
-    import torch
-    from intel_extension_for_pytorch.quantization import convert, prepare
-
-    with torch.no_grad():
-        prepared = prepare(model, ipex.quantization.default_static_qconfig_mapping, example_inputs=calib[0])
-        for batch in calib:
-            prepared(*batch)
-        traced = torch.jit.trace(convert(prepared), calib[0])
-        return torch.jit.freeze(traced)
 
 
 def row(measured: Mapping[str, Any]) -> str:

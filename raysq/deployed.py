@@ -63,6 +63,7 @@ class Deployed(torch.nn.Module):
         self._declared = json.loads(json.dumps(dict(signature)))
         self._objects = dict(objects or {})
         self._binder = inspect.Signature([_parameter(entry) for entry in self._declared["parameters"]])
+        self._plain = _plain(self._declared["parameters"])
         dtype = getattr(torch, self._declared["dtype"])
         self.anchor = torch.nn.Parameter(torch.zeros(1, dtype=dtype), requires_grad=False)
         if config is not None:
@@ -93,11 +94,13 @@ class Deployed(torch.nn.Module):
         Raises:
             TypeError: the arguments aren't those that it was traced with.
         """
+        if not kwargs and len(args) == self._plain and all(isinstance(arg, Tensor) for arg in args):
+            return args  # binding takes as long as a small model
         try:
             bound = self._binder.bind(*args, **kwargs).arguments
             tensors: list[Tensor] = []
             for entry in self._declared["parameters"]:
-                name, traced = entry["name"], entry.get("example", entry.get("default"))
+                name, traced = entry["name"], _traced(entry)
                 if entry["kind"] == "VAR_KEYWORD" and name in bound:
                     bound[name] = _without_none(bound[name], traced["keys"])
                 if name in bound:
@@ -164,6 +167,19 @@ def _parameter(entry: Description) -> inspect.Parameter:
     """Every plain parameter may be left out here: which ones may not is known from what was traced."""
     default = inspect.Parameter.empty if entry["kind"].startswith("VAR_") else None
     return inspect.Parameter(entry["name"], inspect._ParameterKind[entry["kind"]], default=default)
+
+
+def _plain(parameters: list[Description]) -> int:
+    """Return how many leading positional parameters are all that holds a tensor, each a bare one; -1 if not so."""
+    holding = [p for p in parameters if has_tensor(_traced(p))]
+    bare = all(p["kind"].startswith("POSITIONAL") and p.get("example") == {"kind": "tensor"} for p in holding)
+    return len(holding) if bare and holding == parameters[: len(holding)] else -1
+
+
+def _traced(parameter: Description) -> Description:
+    """Return what a parameter was in the example: given, or left at its default."""
+    described: Description = parameter["example"] if "example" in parameter else parameter["default"]
+    return described
 
 
 def _without_none(given: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
