@@ -87,7 +87,7 @@ def test_hopeless_candidate_ends_early():
 def test_budget_ends_a_noisy_timing():
     clock = Clock()
     noise = np.random.default_rng(0).lognormal(0, 0.5, 10_000) * 0.01
-    timing = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=1.0, ci_width=1e-6)
+    timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=1.0, ci_width=1e-6)
     assert 4.0 < clock.now < 4.1  # four times the budget, since the ratio stays unclear
 
 

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from raysq.errors import OptionError
 from raysq.options import Goal
 from raysq.recipe import Recipe
-from raysq.result import Status, TrialRecord
+from raysq.result import Stage, Status, TrialRecord
 from raysq.space import SearchSpace
 from raysq.tuning.records import record
 
@@ -68,8 +68,11 @@ class History(Sequence[TrialRecord]):
         self._by_recipe.setdefault(record.recipe.digest, record)
 
     def of(self, recipe: Recipe) -> TrialRecord | None:
-        """Return how a recipe did, None if it has not ended."""
-        return self._by_recipe.get(recipe.digest)
+        """Return how a recipe did, None if it has not ended.
+
+        One without an int8 call needs no trial: it is what int8 is measured against, and no candidate.
+        """
+        return self._by_recipe.get(recipe.digest) or (None if recipe.int8_calls else _all_float(recipe))
 
     @property
     def best(self) -> TrialRecord | None:
@@ -80,6 +83,19 @@ class History(Sequence[TrialRecord]):
     def closest(self) -> TrialRecord | None:
         """The finished record with the smallest loss, the earliest of equals."""
         return min((r for r in self._records if r.status is Status.FINISHED), key=drop_of, default=None)
+
+
+def _all_float(recipe: Recipe) -> TrialRecord:
+    return TrialRecord(
+        trial=-1,
+        recipe=recipe,
+        config={},
+        status=Status.FINISHED,
+        stage=Stage.BUILD,
+        accuracy_drop=0.0,
+        latency_ratio=1.0,
+        reason="no call runs in int8",
+    )
 
 
 def ratio_of(record: TrialRecord) -> float:
@@ -95,8 +111,8 @@ def drop_of(record: TrialRecord) -> float:
 class Strategy(Searcher):
     """Base of all strategies: write `next_recipe`.
 
-    Bound to a search before use. What it proposes twice is passed over; a proposal that failed or gave NaN is in
-    the history as failed. Saving keeps the calls that were made, restoring makes them again.
+    Bound to a search before use. What it proposes twice, or without a call in int8, is passed over; a proposal that
+    failed or gave NaN is in the history as failed. Saving keeps the calls that were made, restoring makes them again.
 
     Example:
         >>> class Halves(Strategy):
@@ -180,8 +196,9 @@ class Strategy(Searcher):
                 return Searcher.FINISHED
             if isinstance(proposal, Barrier):
                 self._waiting = True
-            elif proposal.recipe.digest in self._known:
-                log.debug("%s: %s was proposed before (%s)", self.name, proposal.label, proposal.recipe.digest)
+            elif proposal.recipe.digest in self._known or not proposal.recipe.int8_calls:
+                why = "was proposed before" if proposal.recipe.int8_calls else "has no call in int8"
+                log.debug("%s: %s %s (%s)", self.name, proposal.label, why, proposal.recipe.digest)
             else:
                 self._known.add(proposal.recipe.digest)
                 self._running[trial_id] = proposal

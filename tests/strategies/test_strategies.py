@@ -16,7 +16,7 @@ from raysq.errors import OptionError
 from raysq.graph import OpType
 from raysq.options import Goal
 from raysq.result import Status
-from raysq.space import build_space
+from raysq.space import SearchSpace, build_space
 from raysq.strategies.base import BARRIER, History, Proposal, Strategy
 from raysq.strategies.following import penalised
 from raysq.tuning.records import record
@@ -61,6 +61,26 @@ def test_suggestions_lie_inside_the_space_and_differ(name: str, slots: int) -> N
     assert len(recipes) == len(configs) == TRIALS
     assert all(type(value) in (str, int) for config in configs for value in config.values())
     assert all(config["label"] for config in configs)
+
+
+def net_of_three() -> SearchSpace:
+    """A space in which a third of all recipes have no int8 call."""
+    calls = [make_call(f"fc{i}", OpType.LINEAR) for i in range(3)]
+    return build_space(make_graph(calls), CAPABILITIES).narrow(
+        {"linear.algorithm": "minmax", "linear.approach": "static"}
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_proposal_has_a_call_in_int8(name: str) -> None:
+    strategy = strategies.get(name).bind(net_of_three(), Goal(), TRIALS, seed=0)
+    proposed = 0
+    while isinstance(suggestion := strategy.suggest(str(proposed)), dict) and proposed < TRIALS:
+        recipe = strategy.space.recipe(suggestion)
+        assert recipe.int8_calls
+        strategy.on_trial_complete(str(proposed), Simulation().run(recipe))
+        proposed += 1
+    assert proposed
 
 
 @pytest.mark.parametrize("name", NAMES)
