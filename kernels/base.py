@@ -15,6 +15,7 @@ from raysq.recipe import Approach, Granularity, OpConfig, Precision, QuantDType,
 if TYPE_CHECKING:
     import torch
 
+    from raysq.deployed import Deployed
     from raysq.graph import ModelGraph, OpType
     from raysq.plan import Planner
     from raysq.recipe import Recipe
@@ -117,13 +118,13 @@ class BuiltModel(Protocol):
     """A model that a backend built: warmed up, ready to be called, scored, timed and saved.
 
     Attributes:
-        model: a module that takes the original's arguments and returns its output class.
+        model: takes the original's arguments and returns its output class.
         executed: call name to the precision it really runs in, read from what was built.
         left_in_float: call name to the reason why it isn't in the precision that the recipe asked for.
         size_bytes: size of the artifact.
     """
 
-    model: torch.nn.Module
+    model: Deployed
     executed: Mapping[str, Precision]
     left_in_float: Mapping[str, str]
     size_bytes: int

@@ -20,6 +20,7 @@ from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
 from raysq.options import Goal, Latency, Workers, is_whole
 from raysq.prepared import Prepared, as_call, prepare, resolve
+from raysq.quantized import Quantized
 from raysq.recipe import Recipe
 from raysq.result import Result
 from raysq.space import SearchSpace
@@ -204,36 +205,7 @@ def quantize(
     """
     prepared = prepare(model, calib, backend=backend, approach=approach, example_inputs=example_inputs)
     chosen = recipe or prepared.space.default()
-    return Quantized(base.get(prepared.engine).build(prepared.source, chosen), chosen)
-
-
-class Quantized(torch.nn.Module):
-    """A quantized model that is called like the original.
-
-    Attributes:
-        recipe: what runs how.
-        executed: call name to the precision it really runs in.
-        left_in_float: call name, and why it isn't as the recipe asked.
-    """
-
-    def __init__(self, built_model: base.BuiltModel, recipe: Recipe) -> None:
-        super().__init__()
-        self._built = built_model
-        self.model = built_model.model
-        self.recipe = recipe
-        self.executed = built_model.executed
-        self.left_in_float = built_model.left_in_float
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on the original forward's arguments."""
-        return self.model(*args, **kwargs)
-
-    def save(self, directory: str | Path) -> None:
-        """Write the model where `raysq.load` finds it."""
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        self._built.save(path)
-        (path / "recipe.json").write_text(self.recipe.to_json())
+    return Quantized.by(base.get(prepared.engine).build(prepared.source, chosen), chosen, prepared.left_in_float)
 
 
 def load(directory: str | Path) -> Deployed:

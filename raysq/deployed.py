@@ -79,6 +79,11 @@ class Deployed(torch.nn.Module):
         return cls(call, flattened.signature(), objects=flattened.objects, config=config)
 
     @classmethod
+    def like(cls, other: Deployed) -> Self:
+        """Return the same model, as this class."""
+        return cls(other._call, other._declared, objects=other._objects, config=getattr(other, "config", None))
+
+    @classmethod
     def load(cls, call: Callable[..., Any], signature: Mapping[str, Any]) -> Self:
         """Return a model from an artifact: nothing is unpickled, and only `transformers` is imported by name."""
         return cls(call, signature)

@@ -85,6 +85,8 @@ class Call:
         macs: multiply-accumulates of the recorded forward.
         block: path of the repeated block (transformer layer, residual block) that encloses it, or None.
         absorber: module that could absorb a scale per input channel exactly, or None.
+        weight_start: its first row in that parameter: an attention reads q, k and v from one.
+        weight_transposed: whether the parameter holds it transposed.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Call:
     macs: int
     block: str | None
     absorber: str | None
+    weight_start: int = 0
+    weight_transposed: bool = False
 
     @property
     def is_depthwise(self) -> bool:

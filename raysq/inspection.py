@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from raysq.errors import ModelError
 from raysq.graph import Call, ModelGraph, Node, OpType
 from raysq.intercept import Function, Interceptor, Operands, Site
+from raysq.parametrization import bake, computed
 
 __all__ = ["deployable", "evaluating", "record", "same_outputs"]
 
@@ -42,8 +43,8 @@ ROUNDING = 1e-3  # largest relative difference that folding a batch norm may mak
 def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[nn.Module, ModelGraph]:
     """Return the fp32 copy that is quantized, and its graph; the model itself is not changed.
 
-    The copy shares the model's weights, is in eval mode, has its in-place ops out of place where that changes no
-    output, and its batch norms folded into the convolutions and linear layers before them.
+    The copy shares the model's weights, those that it computes apart, is in eval mode, has its in-place ops out of
+    place where that changes no output, and its batch norms folded into the convolutions and linear layers before them.
 
     Raises:
         ModelError: on a device other than the CPU, not copyable, failing on the inputs, nothing to quantize.
@@ -51,10 +52,10 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     _check_devices(model)
     if model.training:
         log.info("the model is in train mode: raysq works on a copy of it in eval mode.")
-    plain = evaluating(model)
+    plain = bake(evaluating(model))
     with torch.no_grad():
         wanted = _run(plain, args, kwargs)
-        candidate = evaluating(model)
+        candidate = bake(evaluating(model))
         for module in candidate.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
@@ -67,7 +68,7 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
             if same_outputs(candidate(*args, **kwargs), wanted, ROUNDING):
                 graph = record(candidate, args, kwargs, out_of_place=graph.out_of_place, folded=folded)
             else:  # a batch norm with extreme statistics: folding would change the fp32 model
-                candidate = evaluating(model)
+                candidate = bake(evaluating(model))
                 graph = record(candidate, args, kwargs, out_of_place=False)
     if not graph.calls:
         raise ModelError(
@@ -133,7 +134,7 @@ class _Recorder:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[tensor] = name
         self._storages = {
-            t.untyped_storage().data_ptr(): n for n, t in model.named_parameters() if t.untyped_storage().nbytes()
+            t.untyped_storage().data_ptr(): (n, t) for n, t in model.named_parameters() if t.untyped_storage().nbytes()
         }
         self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._made = 0
@@ -181,6 +182,7 @@ class _Recorder:
             tensors.append(self._canonical.setdefault(value, f"{site.name}/{position}"))
         output = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
         weight = operands.weights[0] if operands.weights else None
+        name, start, transposed = (None, 0, False) if weight is None else self._origin(weight)
         return Call(
             name=site.name,
             op=site.op,
@@ -189,13 +191,26 @@ class _Recorder:
             tensors=tuple(tensors),
             input_shapes=tuple(tuple(t.shape) for t in operands.activations),
             output_shape=tuple(output.shape),
-            weight=None if weight is None else self._storages.get(weight.untyped_storage().data_ptr()),
+            weight=name,
             weight_shape=() if weight is None else tuple(weight.shape),
             groups=operands.groups,
             macs=_macs(site.op, operands, output),
             block=None,
             absorber=None,
+            weight_start=start,
+            weight_transposed=transposed,
         )
+
+    def _origin(self, weight: Tensor) -> tuple[str | None, int, bool]:
+        """Return the parameter that a weight is, is rows of or is transposed, the first row, and whether it is."""
+        name, parameter = self._storages.get(weight.untyped_storage().data_ptr(), (None, weight))
+        offset = weight.storage_offset() - parameter.storage_offset()
+        for view, transposed in ((weight, False), (weight.mT if weight.dim() == 2 else weight, True)):
+            if view.shape[1:] == parameter.shape[1:] and view.stride() == parameter.stride():
+                start, within = divmod(offset, parameter.stride(0))
+                if within == 0 and (not transposed or view.shape == parameter.shape):
+                    return name, start, transposed
+        return None, 0, False
 
 
 def _macs(op: OpType, operands: Operands, output: Tensor) -> int:
@@ -302,7 +317,7 @@ def evaluating(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: it can't be copied.
     """
-    shared = {id(p): p for p in model.parameters()}
+    shared = {id(p): p for p in model.parameters()} | {id(t): t.detach() for t in computed(model)}
     try:
         return copy.deepcopy(model, shared).eval()
     except Exception as exc:

@@ -293,6 +293,9 @@ def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     axes = weight.dim() - 2
     if not _is_data(x) or not _is_data(weight) or x.dim() != axes + 2:
         return None
+    if isinstance(given.get("padding"), str):
+        given["padding"] = _padding(given, axes)
+        args, kwargs = (), given
     args, kwargs = _positional(names, args, kwargs)
     window = None
     if not transposed:
@@ -306,6 +309,16 @@ def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     bias, rest = _bias(args, kwargs)
     groups = given.get("groups", 1)
     return Operands((x,), (weight,), lambda a, w: func(a[0], w[0], _like(bias, w[0]), *rest, **kwargs), groups, window)
+
+
+def _padding(given: Mapping[str, Any], axes: int) -> tuple[int, ...] | str:
+    """Spell out "valid" and an even "same" in numbers: oneDNN Graph fuses no other convolution."""
+    if given["padding"] == "valid":
+        return (0,) * axes
+    reach = [
+        d * (k - 1) for k, d in zip(given["weight"].shape[2:], _per_axis(given.get("dilation", 1), axes), strict=True)
+    ]
+    return "same" if any(r % 2 for r in reach) else tuple(r // 2 for r in reach)
 
 
 def _bias(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from raysq.graph import Call, ModelGraph, OpType
 from raysq.recipe import Approach, Granularity, OpConfig, Recipe, TensorConfig
 from raysq.stats import CalibrationStats
 
-__all__ = ["CallPlan", "Planner"]
+__all__ = ["CallPlan", "Planner", "channel_axis", "weight_of", "weight_params"]
 
 POOLS = (OpType.MAX_POOL, OpType.AVG_POOL)
 FULL_U8, FULL_S8 = Grid(0, 255, symmetric=False), Grid(-128, 127, symmetric=True)  # results are never read saturating
@@ -49,7 +49,7 @@ class Planner:
         self._stats = stats
         self._weights = {n: p.detach().numpy() for n, p in model.named_parameters(remove_duplicate=False)}
         self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
-        self._weight_cache: dict[tuple[str, TensorConfig], QParams] = {}
+        self._weight_cache: dict[tuple[object, ...], QParams] = {}
 
     def plan(self, recipe: Recipe, left_in_float: Mapping[str, str] | None = None) -> dict[str, CallPlan]:
         """Return the plan of every call of the graph; calls named in `left_in_float` stay there, for its reason."""
@@ -152,17 +152,18 @@ class Planner:
         return {i: n for i, n in enumerate(names) if self._weights[n].ndim == 2}
 
     def _weight(self, name: str, call: Call, config: TensorConfig) -> QParams:
-        key = (f"{name}@{call.op}", config)
+        key = (name, call.op, call.weight_start, call.weight_shape, call.weight_transposed, config)
         if key not in self._weight_cache:
-            self._weight_cache[key] = weight_params(_oriented(self._weights[name], call), config, channel_axis(call))
+            weight = weight_of(call, self._weights[name])
+            self._weight_cache[key] = weight_params(weight, config, channel_axis(call))
         return self._weight_cache[key]
 
 
-def _oriented(weight: NDArray[np.float32], call: Call) -> NDArray[np.float32]:
-    """Return the weight as the call reads it: `addmm` keeps the transposed matrix."""
-    if call.op is OpType.LINEAR and weight.shape != call.weight_shape:
-        return weight.T
-    return weight
+def weight_of(call: Call, parameter: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a call's weight from a parameter that holds it; those of an LSTM all have its first one's rows."""
+    if call.weight_transposed:
+        return parameter.T
+    return parameter[call.weight_start : call.weight_start + call.weight_shape[0]]
 
 
 def channel_axis(call: Call) -> int:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from raysq.errors import StorageError
+from raysq.quantized import write
 from raysq.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
@@ -254,11 +254,5 @@ class Result:
         Raises:
             StorageError: the directory can't be written.
         """
-        path = Path(directory)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self.built.save(path)
-            (path / "recipe.json").write_text(self.recipe.to_json())
-            self.dataframe().to_csv(path / "trials.csv", index=False)
-        except OSError as exc:
-            raise StorageError(f"can't write {path}: {exc.strerror}. Pass another directory.") from exc
+        path = write(directory, self.built, self.recipe)
+        self.dataframe().to_csv(path / "trials.csv", index=False)

@@ -18,7 +18,7 @@ from raysq.arithmetic import QParams, qparams
 from raysq.calibration.minmax import MinMax
 from raysq.calibration.mse import expected_error
 from raysq.graph import OpType
-from raysq.plan import channel_axis, weight_params
+from raysq.plan import channel_axis, weight_of, weight_params
 from raysq.recipe import Approach
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def _input_params(stats: TensorStats, config: OpConfig) -> QParams:
 def _weight(call: Call, weights: Mapping[str, NDArray[Any]]) -> Tensor | None:
     if call.weight is None or call.weight not in weights:
         return None
-    weight = _tensor(weights[call.weight])
-    return weight if weight.shape == call.weight_shape else weight.T  # `addmm` keeps the transposed matrix
+    return _tensor(weight_of(call, weights[call.weight]))
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
