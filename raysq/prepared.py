@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,17 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from raysq import fingerprint
 from raysq.calibration_data import Calibration, peek
-from raysq.errors import BackendError, CalibrationError, ModelError, OptionError
+from raysq.errors import CalibrationError, ModelError, OptionError
 from raysq.flattened import forward_signature
-from raysq.graph import OpType
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
-from raysq.kernels.base import Backend, Capabilities, Source
+from raysq.kernels.base import Capabilities, Source
 from raysq.kernels.cpu import physical_cores
-from raysq.kernels.executed import NOT_FUSED
 from raysq.observation import observe
 from raysq.options import is_whole
-from raysq.recipe import FP32
+from raysq.probing import probe
 from raysq.sensitivities import ALL as SENSITIVITIES
 from raysq.sensitivities import rank
 from raysq.space import SearchSpace, build_space
@@ -129,10 +126,12 @@ def prepare(
     if calib is not None:
         stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
     source = Source(copy, graph, stats, args, kwargs)
-    idle: dict[str, str] = {}
+    left_in_float = dict(graph.left_in_float)
     build_s = 0.0
     if not isinstance(space, SearchSpace):
-        searched, idle, build_s = _without_idle(searched, source, engine)
+        probed = probe(searched, source, engine)
+        searched, build_s = probed.space, probed.build_s
+        left_in_float |= probed.left_in_float
         if stats is not None:
             weights = {name: p.detach().numpy() for name, p in copy.named_parameters(remove_duplicate=False)}
             for name, sensitivity in SENSITIVITIES.items():
@@ -148,7 +147,7 @@ def prepare(
         latency_kwargs=latency_kwargs,
         num_threads=num_threads or physical_cores(),
         fingerprints={"model": fingerprint.of_model(model), "calibration": stats.fingerprint if stats else ""},
-        left_in_float={**graph.left_in_float, **idle},
+        left_in_float=left_in_float,
         build_s=build_s,
     )
 
@@ -188,36 +187,3 @@ def _given(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments |= arguments.pop(parameter.name, {})
     return {name for name, value in arguments.items() if any(isinstance(t, Tensor) for t in tree_leaves(value))}
-
-
-def _without_idle(space: SearchSpace, source: Source, engine: Backend) -> tuple[SearchSpace, dict[str, str], float]:
-    """Take int8 away from calls that no int8 kernel takes in this model, as one build of the default recipe shows.
-
-    Returns the space, why each of those stays in float, and the seconds that the build took.
-    """
-    idle: dict[str, str] = {}
-    recipe = space.default()
-    for _ in OpType:
-        begun = time.perf_counter()
-        try:
-            built = engine.build(source, recipe)
-        except BackendError as exc:
-            last = {source.graph[name].op: name for name in recipe.int8_calls}
-            culprit = next((op for op in reversed(OpType) if op in last), None)  # OpType starts with what matters most
-            if culprit is None or len(last) == 1:
-                raise
-            failing = [name for name in recipe.int8_calls if source.graph[name].op is culprit]
-            idle |= dict.fromkeys(failing, f"int8 {culprit} fails in this model: {exc}")
-            recipe = recipe.with_ops(dict.fromkeys(failing, FP32))
-            continue
-        idle |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
-        break
-    build_s = time.perf_counter() - begun
-    options = {
-        name: tuple(c for c in configs if not c.is_int8) if name in idle else configs
-        for name, configs in space.options.items()
-    }
-    options = {name: configs for name, configs in options.items() if configs}
-    if any(c.is_int8 for configs in options.values() for c in configs):
-        return replace(space, options=options), idle, build_s
-    return space, {}, build_s

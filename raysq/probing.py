@@ -1,0 +1,136 @@
+"""Builds the default recipe once, to find the calls whose int8 kernels are missing, fail or err in this model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raysq.baseline import outputs
+from raysq.errors import BackendError
+from raysq.graph import OpType
+from raysq.kernels import base
+from raysq.kernels.executed import NOT_FUSED
+from raysq.recipe import FP32, Recipe
+from raysq.space import SearchSpace
+
+if TYPE_CHECKING:
+    from raysq.kernels.base import Backend, BuiltModel, Source
+
+__all__ = ["Probe", "probe"]
+
+log = logging.getLogger("raysq")
+
+REFERENCE = "reference"
+WRONG = 0.2  # of the output's own size: an error below is no disaster, whatever its cause
+TIMES_REFERENCE = 3.0  # kernels round differently, but one that errs so much more than the simulation is wrong
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a build showed.
+
+    Attributes:
+        space: the space without the int8 options that don't work.
+        left_in_float: the calls that lost them, and why.
+        build_s: seconds that a build takes.
+    """
+
+    space: SearchSpace
+    left_in_float: Mapping[str, str]
+    build_s: float
+
+
+def probe(space: SearchSpace, source: Source, engine: Backend) -> Probe:
+    """Build the default recipe; take int8 away from kinds of calls that fail or err, and calls that nothing fuses.
+
+    Raises:
+        BackendError: not even one kind of call can be built in int8.
+    """
+    left: dict[str, str] = {}
+    recipe, built, build_s = _buildable(space.default(), source, engine, left)
+    if engine.name != REFERENCE and _errs(built, source, recipe):
+        recipe, built = _exonerated(recipe, built, source, engine, left)
+    left |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
+    options = {
+        name: tuple(c for c in configs if not c.is_int8) if name in left else configs
+        for name, configs in space.options.items()
+    }
+    options = {name: configs for name, configs in options.items() if configs}
+    if any(c.is_int8 for configs in options.values() for c in configs):
+        return Probe(replace(space, options=options), left, build_s)
+    return Probe(space, {}, build_s)
+
+
+def _buildable(
+    recipe: Recipe, source: Source, engine: Backend, left: dict[str, str]
+) -> tuple[Recipe, BuiltModel, float]:
+    """Return the recipe with those kinds of calls in float that can't be built, built."""
+    while True:
+        begun = time.perf_counter()
+        try:
+            built = engine.build(source, recipe)
+        except BackendError as exc:
+            kinds = _kinds(recipe, source)
+            if len(kinds) < 2:
+                raise
+            recipe = _without(kinds[0], recipe, source, left, f"int8 {kinds[0]} fails in this model: {exc}")
+            continue
+        return recipe, built, time.perf_counter() - begun
+
+
+def _exonerated(
+    recipe: Recipe, built: BuiltModel, source: Source, engine: Backend, left: dict[str, str]
+) -> tuple[Recipe, BuiltModel]:
+    """Return the recipe without the one kind of calls that makes it wrong; as it is where that isn't a single kind."""
+    for kind in _kinds(recipe, source):
+        blamed: dict[str, str] = {}
+        reason = f"int8 {kind} computes something else than the recipe says, on this CPU"
+        innocent = _without(kind, recipe, source, blamed, reason)
+        if not innocent.int8_calls:
+            continue
+        rebuilt = engine.build(source, innocent)
+        if not _errs(rebuilt, source, innocent):
+            left |= blamed
+            log.warning("%s: %d calls stay in float.", reason, len(blamed))
+            return innocent, rebuilt
+    return recipe, built
+
+
+def _errs(built: BuiltModel, source: Source, recipe: Recipe) -> bool:
+    """Whether the built model is far from fp32, and much farther than the recipe's simulation."""
+    exact = outputs(source.model, source.args, source.kwargs)
+    error = _error(outputs(built.model, source.args, source.kwargs), exact)
+    if error <= WRONG:
+        return False
+    simulated = base.get(REFERENCE).build(source, recipe)
+    return error > TIMES_REFERENCE * _error(outputs(simulated.model, source.args, source.kwargs), exact)
+
+
+def _error(got: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Return the largest root mean square error of a float output, relative to the output's own."""
+    errors = [0.0]
+    for ours, theirs in zip(got, exact, strict=True):
+        finite = theirs.isfinite() if theirs.is_floating_point() else torch.zeros(())
+        if finite.any():
+            difference, size = (ours - theirs)[finite], theirs[finite]
+            errors.append(float(difference.square().mean().sqrt() / size.square().mean().sqrt().clamp_min(1e-12)))
+    return max(errors)
+
+
+def _kinds(recipe: Recipe, source: Source) -> list[OpType]:
+    """Return the kinds of calls that run in int8, those first that matter least."""
+    present = {source.graph[name].op for name in recipe.int8_calls}
+    return [op for op in reversed(OpType) if op in present]  # OpType starts with what matters most
+
+
+def _without(kind: OpType, recipe: Recipe, source: Source, left: dict[str, str], reason: str) -> Recipe:
+    """Return the recipe with one kind of calls in float, and note why."""
+    calls = [name for name in recipe.int8_calls if source.graph[name].op is kind]
+    left |= dict.fromkeys(calls, reason)
+    return recipe.with_ops(dict.fromkeys(calls, FP32))
