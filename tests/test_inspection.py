@@ -10,6 +10,8 @@ from torch import nn
 from raysq.errors import ModelError
 from raysq.graph import OpType
 from raysq.inspection import deployable
+from raysq.intercept import Interceptor, Operands, Site
+from raysq.plan import weight_of
 
 
 class Twice(nn.Module):
@@ -108,6 +110,49 @@ def test_calls_have_names_and_the_model_stays_what_it_computes(model, shape, nam
 def test_tied_weights_share_a_name() -> None:
     graph = deployable(Tied().eval(), (torch.randn(2, 8),), {})[1]
     assert {call.weight for call in graph.calls} == {"a.weight"}
+
+
+def test_a_weight_that_is_rows_of_a_parameter_or_lies_transposed_is_read_as_such() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.square, self.bias = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.zeros(8))
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.linear(self.attention(x, y, y, need_weights=False)[0], self.square[:, :8].t())
+            x = torch.addmm(self.bias, x.flatten(0, 1), self.square)
+            return nn.functional.linear(x[:, :4], self.square[:, :4])  # columns of one are no weight of their own
+
+    model = Reads().eval()
+    graph = deployable(model, (torch.randn(2, 3, 8), torch.randn(2, 5, 8)), {})[1]
+    read = [(call.weight, call.weight_start, call.weight_transposed) for call in graph.calls if call.weight_shape]
+    assert read == [
+        ("attention.in_proj_weight", 0, False),
+        ("attention.in_proj_weight", 8, False),
+        ("attention.out_proj.weight", 0, False),
+        ("square", 0, True),
+        ("square", 0, True),
+        (None, 0, False),
+    ]
+    assert weight_of(graph.calls[1], model.attention.in_proj_weight.detach().numpy()).shape == (16, 8)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("padding", "size"), [("valid", 3), ("same", 3), ("same", 4)])
+def test_padding_that_is_named_is_spelled_out(padding, size) -> None:
+    model = nn.Conv2d(2, 4, size, padding=padding, dilation=(1, 2)).eval()
+    x = torch.randn(2, 2, 9, 9)
+    seen: list[Operands] = []
+
+    def keep(_: Site, operands: Operands) -> torch.Tensor:
+        seen.append(operands)
+        return operands.run(operands.activations, operands.weights)
+
+    with torch.no_grad(), Interceptor(model, keep):
+        assert torch.equal(model(x), nn.functional.conv2d(x, model.weight, model.bias, 1, padding, (1, 2)))
+    assert seen[0].window is not None
+    assert isinstance(seen[0].window.padding, str) == (size == 4)  # an odd number of zeros has no symmetric form
 
 
 def test_in_place_ops_that_are_read_under_another_name_stay() -> None:

@@ -45,6 +45,17 @@ class Batched(Product):
         return torch.bmm(self.a(x), self.b(x).transpose(1, 2))
 
 
+class Attending(nn.Module):
+    """Cross-attention, whose weights are rows of one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x.flip(1), x.flip(1), need_weights=False)[0]
+
+
 class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +104,7 @@ MODELS = {
     "conv_transpose1d": (lambda: nn.Sequential(nn.ConvTranspose1d(8, 16, 3), nn.ReLU()), (2, 8, 20)),
     "conv_transpose3d": (lambda: nn.Sequential(nn.ConvTranspose3d(8, 16, 3), nn.ReLU()), (2, 8, 5, 5, 5)),
     "linear": (lambda: nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 16)), (8, 32)),
+    "rows of a weight": (Attending, (2, 6, 16)),
     "matmul": (Product, (2, 6, 16)),
     "bmm": (Batched, (2, 6, 16)),
     "add": (Residual, (2, 8, 12, 12)),

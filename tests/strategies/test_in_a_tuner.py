@@ -33,13 +33,23 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def toy(config: dict[str, Any]) -> None:
-    tune.report(SIM.run(SPACE.recipe(config)))
+class Toy(tune.Trainable):
+    """A trial of the simulation; actors are reused, since a process for each takes seconds."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._point = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return {**SIM.run(SPACE.recipe(self._point)), "done": True}
 
 
 def fit(storage: Path, param_space: dict[str, Any], searcher: Any) -> tune.ResultGrid:
     return tune.Tuner(
-        toy,
+        Toy,
         param_space=param_space,
         tune_config=tune.TuneConfig(
             metric="latency_ratio",
@@ -49,7 +59,11 @@ def fit(storage: Path, param_space: dict[str, Any], searcher: Any) -> tune.Resul
             max_concurrent_trials=2,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(storage_path=str(storage), verbose=0),
+        run_config=tune.RunConfig(
+            storage_path=str(storage),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
     ).fit()
 
 

@@ -246,19 +246,6 @@ def driver(tmp_path, prepared, baseline):
         each.process.communicate()
 
 
-def test_killed_driver_leaves_its_journal_and_no_process(driver):
-    search = driver()
-    assert search.left_behind()  # the mark works
-    finished = search.finished()
-    search.process.send_signal(signal.SIGKILL)
-    search.process.communicate()
-    search.wait_for(lambda: not search.left_behind())  # Ray's agents try for 60 s to tell the dead head node
-    assert search.left_behind() == []
-    entries = read(search.journal)[1]
-    assert len(entries) >= finished >= 2
-    assert all(entry.record.status is Status.FINISHED for entry in entries)
-
-
 def test_interrupted_driver_keeps_what_ended_and_leaves_no_process(driver):
     search = driver()
     search.process.send_signal(signal.SIGINT)
