@@ -17,6 +17,7 @@ from raysq.flattened import Flattened
 from raysq.intercept import Interceptor
 from raysq.kernels.aliasing import protect_inputs
 from raysq.kernels.built import WARM_UP_RUNS, ScriptedModel
+from raysq.kernels.extrema import split_extrema
 from raysq.recipe import Precision
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
         except Exception as exc:
             raise BackendError(f"TorchScript can't trace the model: {exc}") from exc
     protect_inputs(frozen.graph)
+    split_extrema(frozen.graph)
     return frozen
 
 

@@ -204,7 +204,7 @@ class _Recorder:
     def _origin(self, weight: Tensor) -> tuple[str | None, int, bool]:
         """Return the parameter that a weight is, is rows of or is transposed, the first row, and whether it is."""
         name, parameter = self._storages.get(weight.untyped_storage().data_ptr(), (None, weight))
-        offset = weight.storage_offset() - parameter.storage_offset()
+        offset = int(weight.storage_offset() - parameter.storage_offset())
         for view, transposed in ((weight, False), (weight.mT if weight.dim() == 2 else weight, True)):
             if view.shape[1:] == parameter.shape[1:] and view.stride() == parameter.stride():
                 start, within = divmod(offset, parameter.stride(0))

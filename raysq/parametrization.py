@@ -1,4 +1,4 @@
-"""Weights that a module computes on every call (weight norm, spectral norm, pruning), made plain parameters of a copy."""
+"""Weights that a module computes on every call, as weight norm, spectral norm and pruning do, made plain parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["bake", "computed"]
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """Give each computed weight of a copy its value for good, in place; a model that shares its classes is untouched."""
+    """Give each computed weight its value for good, in place; what the model is a copy of goes on computing."""
     with torch.no_grad():
         for module in model.modules():
             if parametrize.is_parametrized(module):
@@ -32,6 +32,7 @@ def computed(model: nn.Module) -> list[Tensor]:
 
 def _bake_parametrized(module: nn.Module) -> None:
     """Do what `remove_parametrizations` does, which takes the property away from the model's class too."""
+    assert isinstance(module.parametrizations, nn.ModuleDict)
     values = {name: getattr(module, name) for name in module.parametrizations}
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations

@@ -53,7 +53,8 @@ class Attending(nn.Module):
         self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.attention(x, x.flip(1), x.flip(1), need_weights=False)[0]
+        memory = x.flip(1)
+        return self.attention(x, memory, memory, need_weights=False)[0]
 
 
 class Pooled(nn.Module):
