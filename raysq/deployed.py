@@ -117,9 +117,23 @@ class Deployed(torch.nn.Module):
         return tuple(tensors)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on the original forward's arguments."""
-        with torch.no_grad():
-            outputs = self._call(*self.flatten(*args, **kwargs))
+        """Run the model on the original forward's arguments.
+
+        Raises:
+            TypeError: other arguments than those that it was traced with.
+            RuntimeError: the traced forward fails on them.
+        """
+        tensors = self.flatten(*args, **kwargs)
+        try:
+            with torch.no_grad():
+                outputs = self._call(*tensors)
+        except RuntimeError as exc:
+            raise RuntimeError(
+                f"{str(exc).strip().splitlines()[-1]}\nThe model fails on inputs of shapes "
+                f"{[tuple(t.shape) for t in tensors]}. It repeats what the original did on its example inputs: branches"
+                " and sizes that depended on values or shapes there are fixed. Give it `example_inputs` like these, or "
+                "write that part of the forward without them."
+            ) from exc
         leaves = iter((outputs,) if isinstance(outputs, Tensor) else outputs)
         return rebuild(self._declared["output"], leaves, self._objects)
 

@@ -161,6 +161,8 @@ class _Recorder:
         where = f"{function.module}:{function.name}" if function.module else function.name
         if function.name in FLOAT_ONLY:
             self.left_in_float[where] = FLOAT_ONLY[function.name]
+        elif function.name == "lstm" and site is None:
+            self.left_in_float[where] = "an LSTM over packed sequences has no int8 kernel"
         elif function.name in MUTATING:
             self.left_in_float[where] = "changes its input in place, and that is read under another name"
         name = site.name if site is not None else None

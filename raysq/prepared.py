@@ -14,6 +14,7 @@ from raysq import fingerprint
 from raysq.calibration_data import Calibration, peek
 from raysq.errors import CalibrationError, ModelError, OptionError
 from raysq.flattened import forward_signature
+from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
 from raysq.kernels.base import Capabilities, Source
@@ -21,6 +22,7 @@ from raysq.kernels.cpu import physical_cores
 from raysq.observation import observe
 from raysq.options import is_whole
 from raysq.probing import probe
+from raysq.recipe import Precision
 from raysq.sensitivities import ALL as SENSITIVITIES
 from raysq.sensitivities import rank
 from raysq.space import SearchSpace, build_space
@@ -126,7 +128,7 @@ def prepare(
     if calib is not None:
         stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
     source = Source(copy, graph, stats, args, kwargs)
-    left_in_float = dict(graph.left_in_float)
+    left_in_float = {**graph.left_in_float, **_without_kernel(graph, capabilities)}
     build_s = 0.0
     if not isinstance(space, SearchSpace):
         probed = probe(searched, source, engine)
@@ -167,6 +169,13 @@ def resolve(model: nn.Module | str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
     return model
+
+
+def _without_kernel(graph: ModelGraph, capabilities: Capabilities) -> dict[str, str]:
+    """Return the calls of a kind that the backend can't run in int8 on this CPU, and that reason."""
+    int8 = {op for op, capability in capabilities.ops.items() if Precision.INT8 in capability.precisions}
+    reason = f"backend {capabilities.backend!r} has no int8 kernel for it on this CPU"
+    return {call.name: reason for call in graph.calls if call.op not in int8}
 
 
 def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -268,3 +268,10 @@ def test_key_value_cache_is_left_out_of_the_output() -> None:
     output = deployed(ids)
     torch.testing.assert_close(output.logits, model(ids).logits.detach())
     assert output.past_key_values is None
+
+
+def test_a_size_that_was_fixed_by_tracing_is_explained() -> None:
+    flat = Flattened(Returns(lambda y: y + torch.zeros(2, 3)), (X,))
+    deployed = Deployed.of(torch.jit.trace(flat, flat.example), flat)
+    with pytest.raises(RuntimeError, match=r"must match the size(?s:.*)shapes \[\(5, 3\)\](?s:.*)example inputs"):
+        deployed(torch.randn(5, 3))

@@ -161,6 +161,21 @@ def test_in_place_ops_that_are_read_under_another_name_stay() -> None:
     assert "in place" in graph.left_in_float["add_"]
 
 
+def test_an_lstm_over_packed_sequences_stays_in_float_and_says_so() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.fc(nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0])
+
+    graph = deployable(Packed().eval(), (torch.randn(2, 5, 8), torch.tensor([5, 3])), {})[1]
+    assert [call.name for call in graph.calls] == ["fc"]
+    assert graph.left_in_float == {"lstm:lstm": "an LSTM over packed sequences has no int8 kernel"}
+
+
 def test_batch_norms_are_folded_within_rounding() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(6, 4))
     x = torch.randn(16, 3, 8, 8)

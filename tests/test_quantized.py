@@ -32,6 +32,19 @@ def test_it_runs_its_recipe(quantized: Deployed) -> None:
     assert set(quantized.executed.values()) == {Precision.INT8}
 
 
+def test_every_call_that_stays_in_float_has_a_reason() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.fc = nn.Conv1d(4, 4, 3, padding=1), nn.MaxPool1d(2), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.pool(x + self.conv(x)))
+
+    model = raysq.quantize(Residual().eval(), [torch.randn(2, 4, 16)])
+    assert set(model.left_in_float) == {name for name, p in model.executed.items() if p is not Precision.INT8}
+
+
 def test_what_is_saved_is_what_ran(quantized: Deployed, tmp_path: Path) -> None:
     quantized.save(tmp_path / "made")
     assert torch.equal(raysq.load(tmp_path / "made")(X), quantized(X))
