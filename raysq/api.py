@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 from raysq import evaluation, fingerprint, logs
 from raysq.baseline import measure
@@ -19,6 +20,7 @@ from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
 from raysq.options import Goal, Latency, Workers, is_whole
+from raysq.parametrization import bake
 from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.quantized import Quantized
 from raysq.recipe import Recipe
@@ -118,7 +120,6 @@ def tune(
     path = _journal_path(storage_path, name, resume)
     model = resolve(model)
     _check_sendable(model, eval_fn)
-    called = evaluation.first_call(eval_fn, evaluating(model), goal)
     prepared = prepare(
         model,
         calib,
@@ -131,7 +132,7 @@ def tune(
         op_type_dict=op_type_dict,
         op_name_dict=op_name_dict,
         seed=seed,
-        called=called,
+        called=lambda: evaluation.first_call(eval_fn, evaluating(model), goal),
     )
     engine = base.get(prepared.engine)
     prints = {**prepared.fingerprints, "evaluation": fingerprint.of_function(eval_fn)}
@@ -276,7 +277,8 @@ def _check_limits(max_trials: int, timeout_s: float | None, max_concurrent_trial
 def _check_sendable(model: torch.nn.Module, eval_fn: evaluation.EvalFn) -> None:
     from raysq.tuning import shipping
 
-    shipping.pack_model(model)
+    parametrized = any(map(is_parametrized, model.modules()))  # can't be pickled, but workers get the copy
+    shipping.pack_model(bake(evaluating(model)) if parametrized else model)
     shipping.pack_eval_fn(eval_fn)
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 from raysq.inspection import deployable
 from raysq.parametrization import bake
+from raysq.tuning import shipping
 
 
 def _older(name: str) -> Callable[[nn.Module], nn.Module]:
@@ -54,6 +55,12 @@ def test_the_copy_computes_the_same_from_plain_weights(model: nn.Module) -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(isinstance(p, nn.Parameter) for p in (model[0].weight, model[3].weight))  # still computed
     assert torch.equal(model(x), wanted)
+
+
+def test_the_copy_can_be_sent_to_workers(model: nn.Module) -> None:
+    deployed = deployable(model, (torch.randn(2, 4, 9),), {})[0]
+    sent = shipping.unpack(shipping.pack_model(deployed))
+    assert all(torch.equal(tensor, sent.state_dict()[name]) for name, tensor in deployed.state_dict().items())
 
 
 def test_a_plain_module_is_left_as_it_is() -> None:
