@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ def prepare(
     op_type_dict: Mapping[str, Any] | None = None,
     op_name_dict: Mapping[str, Any] | None = None,
     seed: int = 0,
-    called: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None,
+    called: Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]] | None] | None = None,
 ) -> Prepared:
     """Inspect a model and run the calibration data through it once; the model itself is not changed.
 
@@ -88,8 +88,8 @@ def prepare(
         op_type_dict: rules by type, in INC's spelling.
         op_name_dict: rules by name.
         seed: of the sampled rows and items.
-        called: (positional, keyword) inputs that the evaluation calls the model with; where these are other
-            arguments than calibration gives it (labels, no mask), they are the default example instead.
+        called: returns the (positional, keyword) inputs that the evaluation calls the model with, None if it doesn't;
+            where these are other arguments than calibration gives it (labels, no mask), they are the default example.
 
     Raises:
         InputError: what can't be used, and why; before any work.
@@ -109,8 +109,6 @@ def prepare(
     else:
         first, batches = peek(batches)
         args, kwargs = as_call(example_inputs) if example_inputs is not None else (first.args, first.kwargs)
-        if example_inputs is None and called and _given(model, *called) != _given(model, args, kwargs):
-            args, kwargs = called[0], dict(called[1])
     copy, graph = deployable(model, args, kwargs)
     capabilities = engine.capabilities()
     if isinstance(space, SearchSpace):
@@ -127,6 +125,9 @@ def prepare(
     stats = None
     if calib is not None:
         stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
+    evaluated = called() if called and example_inputs is None else None
+    if evaluated and _given(model, *evaluated) != _given(model, args, kwargs):
+        args, kwargs = evaluated[0], dict(evaluated[1])
     source = Source(copy, graph, stats, args, kwargs)
     left_in_float = {**graph.left_in_float, **_without_kernel(graph, capabilities)}
     build_s = 0.0
