@@ -56,7 +56,7 @@ def _ipex() -> ModuleType:
     with warnings.catch_warnings(), _quiet_stderr():
         warnings.simplefilter("ignore")
         import intel_extension_for_pytorch as ipex
-    logging.getLogger("intel_extension_for_pytorch").setLevel(logging.ERROR)
+    logging.getLogger("IPEX").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="JIT pass will be deprecated")  # raised whenever a shape is compiled
     return ipex  # type: ignore[no-any-return]
 
