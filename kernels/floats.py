@@ -32,8 +32,8 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
     Raises:
         BackendError: the model can't be traced.
     """
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of every constant; what it got wrong shows in the score
+    # the tracer warns of every constant; what it got wrong shows in the score
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         try:
             with context or nullcontext():
                 traced = torch.jit.trace(flat, flat.example, check_trace=False, strict=False)
@@ -51,8 +51,7 @@ def warm_up(script: Any, flat: Flattened) -> None:
     Raises:
         BackendError: a kernel can't be compiled or run.
     """
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         try:
             for _ in range(WARM_UP_RUNS):
                 script(*flat.example)

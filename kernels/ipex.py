@@ -14,8 +14,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,25 +48,15 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
-TORCH_DTYPES = {QuantDType.U8: torch.quint8, QuantDType.S8: torch.qint8}
 
 
 def _ipex() -> ModuleType:
     """Import the extension without the warnings that it prints for its own developers."""
-    with warnings.catch_warnings(), _quiet_stderr():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), _quiet_stderr():
         import intel_extension_for_pytorch as ipex
     logging.getLogger("IPEX").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="JIT pass will be deprecated")  # raised whenever a shape is compiled
     return ipex  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Ignore what IPEX and its observers warn of: deprecated torch functions, observers that saw no data."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class _quiet_stderr(AbstractContextManager[None]):
@@ -177,8 +167,7 @@ class Engine:
         dtype = torch.bfloat16 if form == BF16_FORM else torch.float32
 
         def optimize(source: Source) -> nn.Module:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 model = copy.deepcopy(source.model).eval()
                 return ipex.optimize(model, dtype=dtype, inplace=True)  # type: ignore[no-any-return]
 
@@ -212,7 +201,7 @@ class Engine:
         reasons = recipe.why_not_qconf()
         if reasons:
             raise BackendError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
-        with _without_warnings(), tempfile.TemporaryDirectory() as directory:
+        with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "qconf.json"
             _prepare(source).save_qconf_summary(str(path))
             summary = json.loads(path.read_text())
@@ -232,7 +221,7 @@ class Engine:
         Raises:
             BackendError: IPEX can't prepare or convert the model.
         """
-        with torch.no_grad(), _without_warnings():
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # observers complain of data they don't need
             prepared = _prepare(source)
             try:
                 for args, kwargs in batches:

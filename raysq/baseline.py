@@ -11,7 +11,7 @@ from torch import Tensor
 from raysq import evaluation
 from raysq.errors import BackendError, EvaluationError
 from raysq.inspection import same_outputs
-from raysq.latency import Timing, pair
+from raysq.latency import Timing
 from raysq.options import Goal, Latency
 from raysq.result import Baseline
 from raysq.structure import describe
@@ -110,7 +110,7 @@ class _Contest:
         except EvaluationError as exc:
             self.dropped[form] = str(exc)
             return None
-        timing = self.time(built, champion)
+        timing = self.prepared.time(built, champion, self.latency)
         self.forms_ms[form] = timing.candidate_ms
         return timing, accuracy
 
@@ -122,7 +122,7 @@ class _Contest:
         if not same_outputs(outputs(built.model, source.args, source.kwargs), expected, RTOL):
             self.dropped[form] = f"its output differs from the model's by more than {RTOL:g} of the largest value"
             return champion
-        timing = self.time(built, champion or built)
+        timing = self.prepared.time(built, champion or built, self.latency)
         self.forms_ms[form] = timing.candidate_ms
         if champion is not None and timing.ratio >= 1:
             return champion
@@ -136,14 +136,3 @@ class _Contest:
         except Exception as exc:  # noqa: BLE001  # a compiler may raise anything; the other forms remain
             self.dropped[form] = f"{type(exc).__name__}: {exc}"
             return None
-
-    def time(self, candidate: BuiltModel, reference: BuiltModel) -> Timing:
-        """Time two forms in turn."""
-        return pair(
-            candidate.model,
-            reference.model,
-            args=self.prepared.latency_args,
-            kwargs=self.prepared.latency_kwargs,
-            num_threads=self.prepared.num_threads,
-            latency=self.latency,
-        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from raysq import evaluation, fingerprint
 from raysq.baseline import outputs
 from raysq.errors import EvaluationError, NoFeasibleRecipe
-from raysq.latency import Timing, pair
+from raysq.latency import Timing
 from raysq.options import Goal, Latency
 from raysq.result import Baseline, Result, TrialRecord
 
@@ -58,24 +58,17 @@ def conclude(
         raise EvaluationError(f"no trial could be scored. {reasons or 'The search ended before its first trial.'}")
     source = prepared.source
     reference = engine.build_float(source, baseline.form)
+    final = Latency(latency.final_budget_s, latency.final_budget_s, latency.ci_width / 2)
 
     def measured(trial: TrialRecord) -> _Finalist:
         built = engine.build(source, trial.recipe)
-        accuracy, drop = float(trial.accuracy or 0.0), _drop(trial)
+        accuracy, drop = float(trial.accuracy or 0.0), trial.loss
         if fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs)) != trial.digest:
             accuracy = evaluation.evaluate(eval_fn, built.model, goal).value
             drop = goal.drop(accuracy, baseline.accuracy)
-        timing = pair(
-            built.model,
-            reference.model,
-            args=prepared.latency_args,
-            kwargs=prepared.latency_kwargs,
-            num_threads=prepared.num_threads,
-            latency=Latency(latency.final_budget_s, latency.final_budget_s, latency.ci_width / 2),
-        )
-        return _Finalist(trial, built, accuracy, drop, timing)
+        return _Finalist(trial, built, accuracy, drop, prepared.time(built, reference, final))
 
-    finalists = _finalists(trials) or [min(scored, key=_drop)]
+    finalists = _finalists(trials) or [min(scored, key=lambda t: t.loss)]
     best = min(map(measured, finalists), key=lambda f: (not goal.holds(f.drop), f.timing.ratio))
     result = Result(
         model=best.built.model,
@@ -105,7 +98,3 @@ def _finalists(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the feasible trials with the lowest latency bounds that may each be the fastest."""
     timed = sorted((t for t in trials if t.feasible and t.ratio is not None), key=lambda t: t.latency_bound)
     return [t for t in timed if t.ratio is not None and t.ratio.low <= timed[0].latency_bound][:FINALISTS]
-
-
-def _drop(trial: TrialRecord) -> float:
-    return float("inf") if trial.accuracy_drop is None else trial.accuracy_drop

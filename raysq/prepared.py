@@ -17,10 +17,11 @@ from raysq.flattened import forward_signature
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
-from raysq.kernels.base import Capabilities, Source
+from raysq.kernels.base import BuiltModel, Capabilities, Source
 from raysq.kernels.cpu import physical_cores
+from raysq.latency import Timing, pair
 from raysq.observation import observe
-from raysq.options import is_whole
+from raysq.options import Latency, is_whole
 from raysq.probing import probe
 from raysq.recipe import Precision
 from raysq.sensitivities import ALL as SENSITIVITIES
@@ -57,6 +58,17 @@ class Prepared:
     fingerprints: Mapping[str, str]
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     build_s: float = 0.0
+
+    def time(self, candidate: BuiltModel, reference: BuiltModel, latency: Latency) -> Timing:
+        """Time two builds of the model in turn, as it will be deployed."""
+        return pair(
+            candidate.model,
+            reference.model,
+            args=self.latency_args,
+            kwargs=self.latency_kwargs,
+            num_threads=self.num_threads,
+            latency=latency,
+        )
 
 
 def prepare(

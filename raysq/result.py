@@ -147,6 +147,11 @@ class TrialRecord:
     reason: str = ""
 
     @property
+    def loss(self) -> float:
+        """The accuracy drop, infinite where it is unknown."""
+        return float("inf") if self.accuracy_drop is None else self.accuracy_drop
+
+    @property
     def latency_bound(self) -> float:
         """What the latency ratio lies below: the upper end of its interval, so that luck in timing wins nothing.
 

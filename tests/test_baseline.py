@@ -1,14 +1,17 @@
 """The baseline is the fastest form that computes what the model computes; a form that can't be used is named."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 from raysq.baseline import measure
 from raysq.errors import BackendError, EvaluationError
+from raysq.inspection import deployable
+from raysq.kernels import reference
+from raysq.kernels.base import Source
 from raysq.options import Goal, Latency
+from raysq.prepared import Prepared
+from raysq.space import build_space
 
 MODEL = nn.Linear(4, 2).eval()
 EXAMPLE = (torch.ones(3, 4),)
@@ -57,12 +60,10 @@ class Built:
 
 
 def measured(engine, eval_fn=lambda model: 0.5):
-    prepared = SimpleNamespace(
-        source=SimpleNamespace(model=MODEL, args=EXAMPLE, kwargs={}),
-        latency_args=EXAMPLE,
-        latency_kwargs={},
-        num_threads=1,
-    )
+    _, graph = deployable(MODEL, EXAMPLE, {})
+    capabilities = reference.Engine().capabilities()
+    source, space = Source(MODEL, graph, None, EXAMPLE), build_space(graph, capabilities)
+    prepared = Prepared(source, engine.name, capabilities, space, EXAMPLE, {}, 1, {})
     return measure(prepared, engine, MODEL, eval_fn, Goal(), Latency(budget_s=0.1))
 
 

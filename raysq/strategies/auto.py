@@ -10,7 +10,7 @@ from raysq.description import family
 from raysq.features import FEATURES, FLOAT_DTYPE
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.space import SearchSpace
-from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, drop_of, ratio_of
+from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, ratio_of
 from raysq.strategies.following import follow
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.tpe import tpe_sampler
@@ -280,7 +280,7 @@ def _agree(one: OpConfig, other: OpConfig, but: str) -> bool:
 
 def _loss(history: History, recipe: Recipe) -> float:
     record = history.of(recipe)
-    return float("inf") if record is None else drop_of(record)
+    return float("inf") if record is None else record.loss
 
 
 def _feasible(history: History, recipe: Recipe) -> bool:

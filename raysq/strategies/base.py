@@ -82,7 +82,7 @@ class History(Sequence[TrialRecord]):
     @property
     def closest(self) -> TrialRecord | None:
         """The finished record with the smallest loss, the earliest of equals."""
-        return min((r for r in self._records if r.status is Status.FINISHED), key=drop_of, default=None)
+        return min((r for r in self._records if r.status is Status.FINISHED), key=lambda r: r.loss, default=None)
 
 
 def _all_float(recipe: Recipe) -> TrialRecord:
@@ -101,11 +101,6 @@ def _all_float(recipe: Recipe) -> TrialRecord:
 def ratio_of(record: TrialRecord) -> float:
     """Return the latency ratio, infinite where it is unknown."""
     return float("inf") if record.latency_ratio is None else record.latency_ratio
-
-
-def drop_of(record: TrialRecord) -> float:
-    """Return the loss of accuracy, infinite where it is unknown."""
-    return float("inf") if record.accuracy_drop is None else record.accuracy_drop
 
 
 class Strategy(Searcher):

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from raysq.options import Goal
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
-from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal, drop_of, ratio_of
+from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal, ratio_of
 from raysq.tuning.records import to_result
 
 __all__ = ["follow", "penalised", "tell"]
@@ -87,6 +87,6 @@ def penalised(record: TrialRecord, goal: Goal) -> dict[str, Any]:
     """Return a result for searchers without constraints: an infeasible trial ranks behind all feasible, by its loss."""
     result = to_result(record)
     if not record.feasible:
-        excess = max(drop_of(record) - goal.tolerance, 0.0)
+        excess = max(record.loss - goal.tolerance, 0.0)
         result[METRIC] = max(ratio_of(record), WORST_RATIO) + excess / (1 + excess)
     return result

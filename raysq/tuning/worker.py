@@ -19,7 +19,6 @@ import torch
 
 from raysq import evaluation, fingerprint
 from raysq.baseline import outputs
-from raysq.latency import pair
 from raysq.options import Goal, Latency
 from raysq.prediction import predicted_ratio
 from raysq.recipe import Precision
@@ -169,14 +168,7 @@ class Worker:
             with self._turns.shared():
                 self._reference = self._engine.build_float(job.prepared.source, job.baseline.form)
         with self._clock("timing_s"), self._turns.alone():
-            timing = pair(
-                candidate.model,
-                self._reference.model,
-                args=job.prepared.latency_args,
-                kwargs=job.prepared.latency_kwargs,
-                num_threads=job.prepared.num_threads,
-                latency=job.latency,
-            )
+            timing = job.prepared.time(candidate, self._reference, job.latency)
         self._report |= {
             "latency_ratio": float(timing.ratio),
             "latency_ratio_low": timing.ratio.low,
