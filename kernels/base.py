@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysq.errors import BackendError, OptionError, RecipeError, unknown
-from raysq.recipe import Approach, Granularity, OpConfig, Precision, QuantDType, Rounding, Scheme
+from raysq.graph import OpType
+from raysq.recipe import Approach, Granularity, OpConfig, Precision, QuantDType, Rounding, Scheme, Transform
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from raysq.deployed import Deployed
-    from raysq.graph import ModelGraph, OpType
+    from raysq.graph import ModelGraph
     from raysq.plan import Planner
     from raysq.recipe import Recipe
     from raysq.stats import CalibrationStats
@@ -63,8 +66,8 @@ class Capabilities:
             return f"{op} runs in {', '.join(capability.precisions)}, not in {config.precision}."
         if not config.is_int8:
             return ""
-        if config.rounding is not Rounding.NEAREST:
-            return f"{config.rounding} rounding is not available yet."
+        if config.rounding is not Rounding.NEAREST and not (op.is_conv or op is OpType.LINEAR):
+            return f"{config.rounding} rounding is for convolutions and linear layers."
         if config.approach not in capability.approaches:
             return f"{op} runs {' or '.join(capability.approaches)}, not {config.approach}."
         pair = (config.activation.dtype, config.activation.scheme)
@@ -88,6 +91,9 @@ class Source:
         stats: its calibration statistics; None suffices for float forms and dynamic recipes.
         args: positional example inputs.
         kwargs: keyword example inputs.
+        absorb: whether smoothing scales go into whatever makes an activation, where that is exact; False keeps
+            them as multiplications, the only form that a qconf has.
+        multipliers: call to what its first activation is multiplied by, (channels,), whatever precision it runs in.
     """
 
     model: torch.nn.Module
@@ -95,13 +101,38 @@ class Source:
     stats: CalibrationStats | None
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    absorb: bool = True
+    multipliers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # what is derived is derived again
 
     @cached_property
     def planner(self) -> Planner:
         """What turns recipes into scales for this model."""
         from raysq.plan import Planner
 
-        return Planner(self.model, self.graph, self.stats)
+        return Planner(self)
+
+    def under(self, recipe: Recipe) -> Source:
+        """Return the model with a recipe's scales worked into its weights: in fp32 it computes the same.
+
+        The last one is kept: recipes that are tried one after the other mostly differ elsewhere.
+
+        Raises:
+            RecipeError: the recipe scales what this model can't.
+        """
+        from raysq.smoothquant.rescaled import under
+
+        key = (tuple(recipe.smoothing.items()), Transform.EQUALIZATION in recipe.transforms)
+        if key not in self._rescaled:
+            self._rescaled.clear()
+            self._rescaled[key] = under(self, recipe)
+        return self._rescaled[key]
+
+    @cached_property
+    def _rescaled(self) -> dict[object, Source]:
+        return {}
 
     @cached_property
     def channels_last(self) -> torch.nn.Module:
@@ -194,10 +225,6 @@ def check(recipe: Recipe, source: Source, capabilities: Capabilities) -> None:
         RecipeError: a call that the model doesn't have, or a choice beyond the capabilities.
     """
     name = capabilities.backend
-    if recipe.smoothing:
-        raise RecipeError(f"backend {name!r} can't run `smoothing` yet; leave it empty.")
-    if recipe.transforms:
-        raise RecipeError(f"backend {name!r} can't run the transforms {[str(t) for t in recipe.transforms]} yet.")
     for call, config in recipe.ops.items():
         if call not in source.graph.by_name:
             raise RecipeError(unknown("call in the recipe:", call, source.graph.by_name))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raysq.arithmetic import QParams
+from raysq.graph import activation_axis
 from raysq.intercept import Operands, Site
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Precision, TensorConfig
@@ -35,10 +39,13 @@ class Insertion:
     def __init__(self, plans: Mapping[str, CallPlan], numerics: Numerics) -> None:
         self._plans = plans
         self._numerics = numerics
+        self._smoothed: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, site: Site, operands: Operands) -> Any:
         """Compute one call."""
         plan = self._plans.get(site.name)
+        if plan is not None and plan.multiplier is not None:
+            operands = self._multiplied(site, operands, plan.multiplier)
         if plan is None or plan.reason or plan.config.precision is Precision.FP32:
             return operands.run(operands.activations, operands.weights)
         if plan.config.precision is Precision.BF16:
@@ -53,9 +60,20 @@ class Insertion:
                 for a, p in zip(operands.activations, plan.inputs, strict=True)
             ]
         params = plan.weights or {}
-        weights = [self._numerics.weight(w, params[i]) if i in params else w for i, w in enumerate(operands.weights)]
-        result = operands.run(activations, weights)
+        exact = operands.weights if plan.rounded is None else (torch.from_numpy(plan.rounded),)
+        weights = [self._numerics.weight(w, params[i]) if i in params else w for i, w in enumerate(exact)]
+        result = operands.run(activations, weights, None if plan.shift is None else torch.from_numpy(plan.shift))
         return result if plan.output is None else self._rounded(result, plan.output)
+
+    def _multiplied(self, site: Site, operands: Operands, factors: NDArray[np.float32]) -> Operands:
+        """Smooth the first activation, once for all calls that share it: they then share its integers too."""
+        first, *others = operands.activations
+        key = (id(first), factors.tobytes())
+        if key not in self._smoothed:
+            shape = [1] * first.dim()
+            shape[activation_axis(site.op, first.dim())] = -1
+            self._smoothed[key] = (first, first * torch.from_numpy(factors).reshape(shape))
+        return replace(operands, activations=(self._smoothed[key][1], *others))
 
     def _rounded(self, result: Any, params: QParams) -> Any:
         if isinstance(result, Tensor):

@@ -179,10 +179,11 @@ class Engine:
         """Build a recipe; calls that oneDNN Graph does not fuse are left in float by a second build."""
         _ipex()
         check(recipe, source, self.capabilities())
-        built = self._insert(source, source.planner.plan(recipe))
+        scaled = source.under(recipe)
+        built = self._insert(scaled, scaled.planner.plan(recipe))
         idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
         if idle:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
-            built = self._insert(source, source.planner.plan(recipe, idle))
+            built = self._insert(scaled, scaled.planner.plan(recipe, idle))
         return replace(built, configure=partial(self.configure, source, recipe, idle))
 
     def configure(self, source: Source, recipe: Recipe, idle: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -201,11 +202,13 @@ class Engine:
         reasons = recipe.why_not_qconf()
         if reasons:
             raise BackendError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
+        plans = source.planner.plan(recipe, idle)
+        smooth = any(plan.config.is_int8 and plan.multiplier is not None for plan in plans.values())
         with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "qconf.json"
-            _prepare(source).save_qconf_summary(str(path))
+            _prepare(source, smooth).save_qconf_summary(str(path))
             summary = json.loads(path.read_text())
-        return fill(summary, source.graph, source.planner.plan(recipe, idle))
+        return fill(summary, source.graph, plans, source.stats)
 
     def build_default(
         self, source: Source, batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -245,9 +248,15 @@ class Engine:
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)
 
 
-def _prepare(source: Source) -> Any:
-    """Return the model as IPEX prepares it: every op recorded in order, observers in place."""
+def _prepare(source: Source, smooth: bool = False) -> Any:
+    """Return the model as IPEX prepares it: every op recorded in order, observers in place.
+
+    Observers of SmoothQuant fail to save before they have seen data, so those get the example inputs.
+    """
     quantization = _ipex().quantization
+    mapping = quantization.default_static_qconfig_mapping
+    if smooth:
+        mapping = quantization.get_smooth_quant_qconfig_mapping()
     given: dict[str, Any] = {"example_inputs": source.args}
     try:
         if source.kwargs:  # IPEX takes positional or keyword inputs, not both
@@ -255,6 +264,9 @@ def _prepare(source: Source) -> Any:
             given = {"example_kwarg_inputs": dict(bound.arguments)}
         with torch.no_grad():
             model = copy.deepcopy(source.model)  # `inplace=False` copies too, after it has changed the weights' layout
-            return quantization.prepare(model, quantization.default_static_qconfig_mapping, inplace=True, **given)
+            prepared = quantization.prepare(model, mapping, inplace=True, **given)
+            if smooth:
+                prepared(*source.args, **source.kwargs)
+            return prepared
     except Exception as exc:
         raise BackendError(f"IPEX can't prepare the model: {exc}") from exc

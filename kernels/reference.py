@@ -92,6 +92,7 @@ class Engine:
     def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
         """Build a simulation of a recipe in fp32."""
         check(recipe, source, self.capabilities())
+        source = source.under(recipe)
         plans = source.planner.plan(recipe)
         flat = Flattened(source.model, source.args, source.kwargs)
         insertion = Insertion(plans, Numerics())

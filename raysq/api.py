@@ -231,10 +231,15 @@ def inspect(model: torch.nn.Module | str, example_inputs: Any) -> ModelGraph:
 
     graph = deployable(resolve(model), *as_call(example_inputs))[1]
     table = Table("call", "op", "inputs", "output", "MACs", "block", "scale absorbed by")
+    absorbed = {
+        name: ", ".join(p.call or p.vectors[0].rpartition(".")[0] for p in group.producers)
+        for group in graph.groups.values()
+        for name in group.calls
+    }
     for call in graph.calls:
         shapes = " ".join("x".join(map(str, shape)) for shape in call.input_shapes)
         output = "x".join(map(str, call.output_shape))
-        table.add_row(call.name, call.op, shapes, output, f"{call.macs:,}", call.block or "", call.absorber or "")
+        table.add_row(call.name, call.op, shapes, output, f"{call.macs:,}", call.block or "", absorbed.get(call.name, ""))
     console = Console()
     console.print(table)
     for where, reason in graph.left_in_float.items():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-__all__ = ["Call", "ModelGraph", "Node", "OpType"]
+if TYPE_CHECKING:
+    from raysq.smoothquant.groups import Group
+
+__all__ = ["Call", "ModelGraph", "Node", "OpType", "activation_axis"]
 
 
 SHAPE_CHANGES = {"flatten", "view", "reshape", "squeeze", "contiguous", "dropout"}  # dropout is idle in eval mode
@@ -42,6 +46,12 @@ class OpType(StrEnum):
         return self.is_conv or self in (OpType.LINEAR, OpType.EMBEDDING_BAG, OpType.LSTM)
 
 
+def activation_axis(op: OpType, dimensions: int) -> int:
+    """Return the axis that channels run along in what a call of this kind reads and returns."""
+    channels_first = op.is_conv or op in (OpType.MAX_POOL, OpType.AVG_POOL) or (op is OpType.ADD and dimensions >= 4)
+    return 1 if channels_first and dimensions >= 3 else -1
+
+
 @dataclass(frozen=True)
 class Node:
     """One torch function call of the recorded forward, quantizable or not, in execution order.
@@ -52,6 +62,7 @@ class Node:
         module: path of the innermost module whose forward made it, "" for the root.
         inputs: ids of the tensor values it reads (a value is one tensor at one version).
         outputs: ids of the values it makes.
+        shapes: theirs in the recorded forward.
         call: name of the quantizable call it is, or None.
         parameters: names of the parameters and buffers that it reads.
     """
@@ -61,6 +72,7 @@ class Node:
     module: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     call: str | None
     parameters: tuple[str, ...]
 
@@ -84,7 +96,6 @@ class Call:
         groups: of a convolution, else 1.
         macs: multiply-accumulates of the recorded forward.
         block: path of the repeated block (transformer layer, residual block) that encloses it, or None.
-        absorber: module that could absorb a scale per input channel exactly, or None.
         weight_start: its first row in that parameter: an attention reads q, k and v from one.
         weight_transposed: whether the parameter holds it transposed.
     """
@@ -101,7 +112,6 @@ class Call:
     groups: int
     macs: int
     block: str | None
-    absorber: str | None
     weight_start: int = 0
     weight_transposed: bool = False
 
@@ -121,6 +131,8 @@ class ModelGraph:
         blocks: paths of the repeated blocks, in execution order.
         folded: (convolution, batch norm) modules that deployment merges.
         left_in_float: function, by the name it would have as a call, and why it can't be quantized.
+        parameters: shapes of the trained parameters.
+        outputs: ids of the values that the model returns.
         out_of_place: whether in-place ops may run out of place; False where the model reads a tensor that
             was changed under another name.
     """
@@ -130,6 +142,8 @@ class ModelGraph:
     blocks: tuple[str, ...]
     folded: tuple[tuple[str, str], ...]
     left_in_float: Mapping[str, str]
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: tuple[int, ...] = ()
     out_of_place: bool = True
 
     def __getitem__(self, name: str) -> Call:
@@ -141,11 +155,13 @@ class ModelGraph:
         return {call.name: call for call in self.calls}
 
     @cached_property
-    def _makers(self) -> dict[int, Node]:
+    def makers(self) -> dict[int, Node]:
+        """The node that makes each value."""
         return {value: node for node in self.nodes for value in node.outputs}
 
     @cached_property
-    def _readers(self) -> dict[int, list[Node]]:
+    def readers(self) -> dict[int, list[Node]]:
+        """The nodes that read each value."""
         readers: dict[int, list[Node]] = {}
         for node in self.nodes:
             for value in node.inputs:
@@ -153,18 +169,19 @@ class ModelGraph:
         return readers
 
     @cached_property
-    def _node_of(self) -> dict[str, Node]:
+    def node_of(self) -> dict[str, Node]:
+        """The node of each call."""
         return {node.call: node for node in self.nodes if node.call is not None}
 
     def producer(self, call: str, position: int) -> tuple[Call | None, bool]:
         """Return the call whose result an input is, shape changes apart, and whether nothing else reads it."""
-        inputs = self._node_of[call].inputs
+        inputs = self.node_of[call].inputs
         if position >= len(inputs):
             return None, False
         value, alone = inputs[position], True
         while True:
-            alone = alone and len(self._readers[value]) == 1
-            maker = self._makers.get(value)
+            alone = alone and len(self.readers[value]) == 1
+            maker = self.makers.get(value)
             if maker is None:
                 return None, False
             if maker.call is not None:
@@ -174,10 +191,8 @@ class ModelGraph:
             value = maker.inputs[0]
 
     @cached_property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Calls with a weight by the activation that they share: the unit of smoothing."""
-        groups: dict[str, list[str]] = {}
-        for call in self.calls:
-            if call.op.has_weight and call.tensors:
-                groups.setdefault(call.tensors[0], []).append(call.name)
-        return {tensor: tuple(names) for tensor, names in groups.items()}
+    def groups(self) -> dict[str, Group]:
+        """Activations that must be scaled alike, by the name of the first: the units of smoothing."""
+        from raysq.smoothquant.groups import find_groups
+
+        return find_groups(self)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,9 +35,6 @@ FLOAT_ONLY = {  # functions that multiply matrices and that no backend here runs
     "bilinear": "bilinear has no int8 kernel",
 }
 MUTATING = {"__iadd__", "add_", "relu_", "relu6_", "__imul__", "mul_", "hardtanh_", "silu_", "hardswish_"}
-NORMS = {"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"}
-# Each output channel is the input channel times a factor that a positive scale passes through unchanged.
-HOMOGENEOUS = {"relu", "leaky_relu", "dropout", "contiguous", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
 ROUNDING = 1e-3  # largest relative difference that folding a batch norm may make in fp32
 
 
@@ -112,15 +110,17 @@ def record(
     """Run the model once and return the graph of what it called."""
     recorder = _Recorder(model)
     with torch.no_grad(), Interceptor(model, recorder.call, recorder.function, out_of_place=out_of_place):
-        model(*args, **kwargs)
+        result = model(*args, **kwargs)
     blocks = _blocks(model, recorder.calls)
-    calls = tuple(_finish(call, blocks, recorder) for call in recorder.calls)
+    calls = tuple(_finish(call, blocks) for call in recorder.calls)
     return ModelGraph(
         calls=calls,
         nodes=tuple(recorder.nodes),
         blocks=blocks,
         folded=folded,
         left_in_float=recorder.left_in_float,
+        parameters={n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)},
+        outputs=recorder.values(result),
         out_of_place=out_of_place,
     )
 
@@ -133,9 +133,12 @@ class _Recorder:
         self._names: WeakIdKeyDictionary = WeakIdKeyDictionary()  # not by id: a buffer that is replaced frees its id
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self._names[tensor] = name
-        self._storages = {
-            t.untyped_storage().data_ptr(): (n, t) for n, t in model.named_parameters() if t.untyped_storage().nbytes()
-        }
+        self._own: dict[tuple[str, int], str] = {}  # a tied weight has a name in each module that holds it
+        self._storages: dict[int, dict[str, Tensor]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._own[name.rpartition(".")[0], id(parameter)] = name
+            if parameter.untyped_storage().nbytes():
+                self._storages.setdefault(parameter.untyped_storage().data_ptr(), {})[name] = parameter
         self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._made = 0
         self._operands: Operands | None = None
@@ -150,14 +153,15 @@ class _Recorder:
 
     def function(self, function: Function, site: Site | None, result: Any) -> None:
         tensors = [t for t in tree_leaves((function.args, dict(function.kwargs))) if isinstance(t, Tensor)]
-        parameters = tuple(self._names[t] for t in tensors if t in self._names)
+        parameters = tuple(self._own.get((function.module, id(t)), self._names[t]) for t in tensors if t in self._names)
         inputs = tuple(self._value(t) for t in tensors if t not in self._names)
         if site is not None and self._operands is not None:
             self.calls.append(self._describe(site, self._operands, result))
             self._operands = None
-        outputs = tuple(self._new_value(t) for t in tree_leaves(result) if isinstance(t, Tensor))
-        if not outputs:
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if not made:
             return  # asks a tensor for its size or type
+        outputs, shapes = tuple(map(self._new_value, made)), tuple(tuple(t.shape) for t in made)
         where = f"{function.module}:{function.name}" if function.module else function.name
         if function.name in FLOAT_ONLY:
             self.left_in_float[where] = FLOAT_ONLY[function.name]
@@ -166,7 +170,13 @@ class _Recorder:
         elif function.name in MUTATING:
             self.left_in_float[where] = "changes its input in place, and that is read under another name"
         name = site.name if site is not None else None
-        self.nodes.append(Node(len(self.nodes), function.name, function.module, inputs, outputs, name, parameters))
+        self.nodes.append(
+            Node(len(self.nodes), function.name, function.module, inputs, outputs, shapes, name, parameters)
+        )
+
+    def values(self, tree: Any) -> tuple[int, ...]:
+        """Return the values among the tensors of a tree."""
+        return tuple(self._values[t] for t in tree_leaves(tree) if isinstance(t, Tensor) and t in self._values)
 
     def _value(self, tensor: Tensor) -> int:
         known = self._values.get(tensor)
@@ -184,7 +194,7 @@ class _Recorder:
             tensors.append(self._canonical.setdefault(value, f"{site.name}/{position}"))
         output = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
         weight = operands.weights[0] if operands.weights else None
-        name, start, transposed = (None, 0, False) if weight is None else self._origin(weight)
+        name, start, transposed = (None, 0, False) if weight is None else self._origin(weight, site.module)
         return Call(
             name=site.name,
             op=site.op,
@@ -198,14 +208,17 @@ class _Recorder:
             groups=operands.groups,
             macs=_macs(site.op, operands, output),
             block=None,
-            absorber=None,
             weight_start=start,
             weight_transposed=transposed,
         )
 
-    def _origin(self, weight: Tensor) -> tuple[str | None, int, bool]:
+    def _origin(self, weight: Tensor, module: str) -> tuple[str | None, int, bool]:
         """Return the parameter that a weight is, is rows of or is transposed, the first row, and whether it is."""
-        name, parameter = self._storages.get(weight.untyped_storage().data_ptr(), (None, weight))
+        named = self._storages.get(weight.untyped_storage().data_ptr())
+        if not named:
+            return None, 0, False
+        name = next((name for name in named if name.rpartition(".")[0] == module), next(iter(named)))
+        parameter = named[name]
         offset = int(weight.storage_offset() - parameter.storage_offset())
         for view, transposed in ((weight, False), (weight.mT if weight.dim() == 2 else weight, True)):
             if view.shape[1:] == parameter.shape[1:] and view.stride() == parameter.stride():
@@ -231,36 +244,9 @@ def _macs(op: OpType, operands: Operands, output: Tensor) -> int:
     return 0
 
 
-def _finish(call: Call, blocks: Sequence[str], recorder: _Recorder) -> Call:
+def _finish(call: Call, blocks: Sequence[str]) -> Call:
     block = next((b for b in blocks if call.module == b or call.module.startswith(b + ".")), None)
-    return Call(**{**call.__dict__, "block": block, "absorber": _absorber(call, recorder)})
-
-
-def _absorber(call: Call, recorder: _Recorder) -> str | None:
-    """Return the module before a call that could take a scale per channel, if nothing else reads what it makes."""
-    if not (call.op.is_conv or call.op is OpType.LINEAR):
-        return None
-    weighted = {c.name for c in recorder.calls if c.op.is_conv or c.op is OpType.LINEAR}
-    makers = {value: node for node in recorder.nodes for value in node.outputs}
-    readers: dict[int, list[Node]] = defaultdict(list)
-    for node in recorder.nodes:
-        for value in node.inputs:
-            readers[value].append(node)
-    inputs = next(node for node in recorder.nodes if node.call == call.name).inputs
-    if not inputs:
-        return None  # it reads a buffer or a parameter
-    value = inputs[0]
-    below: Node | None = None
-    while value in makers:
-        maker = makers[value]
-        if not all(node is below or node.call in weighted for node in readers[value]):
-            return None
-        if maker.function in NORMS and maker.parameters or maker.call in weighted:
-            return maker.module
-        if maker.function not in HOMOGENEOUS or len(maker.inputs) != 1:
-            return None
-        value, below = maker.inputs[0], maker
-    return None
+    return replace(call, block=block)
 
 
 def _blocks(model: nn.Module, calls: Sequence[Call]) -> tuple[str, ...]:

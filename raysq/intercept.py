@@ -78,16 +78,23 @@ class Operands:
     Attributes:
         activations: inputs that are data.
         weights: trained operands; an LSTM has several, most calls have one, products and sums none.
-        run: computes the call with other activations and weights.
+        function: computes the call of activations, weights and bias.
+        bias: that of a convolution or linear layer that has one.
         groups: of a convolution, else 1.
         window: what a convolution reads around a position, None for every other call.
     """
 
     activations: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
-    run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
+    function: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | None], Any]
+    bias: Tensor | None = None
     groups: int = 1
     window: Window | None = None
+
+    def run(self, activations: Sequence[Tensor], weights: Sequence[Tensor], shift: Tensor | None = None) -> Any:
+        """Compute the call with other activations and weights, and with its bias shifted."""
+        bias = self.bias if shift is None else shift if self.bias is None else self.bias + shift
+        return self.function(activations, weights, bias)
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,10 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if not self._stack or name == "__get__":
+        if not self._stack:
             return func(*args, **kwargs)
+        if name == "__get__":
+            return self._attribute(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return ATTENTION(*args, **kwargs)
@@ -189,6 +198,13 @@ class Interceptor(TorchFunctionMode):
         result = func(*args, **kwargs) if site is None or operands is None else self._on_call(site, operands)
         if self._on_function is not None:
             self._on_function(Function(name, self._stack[-1], args, kwargs), site, result)
+        return result
+
+    def _attribute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read an attribute of a tensor; some, as `.mT`, are functions of it."""
+        result = func(*args, **kwargs)
+        if self._on_function is not None and isinstance(result, Tensor):
+            self._on_function(Function(func.__self__.__name__, self._stack[-1], args, kwargs), None, result)
         return result
 
     def _site(self, function: str) -> Site:
@@ -239,7 +255,7 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if not _is_data(args[0]) or not _is_data(args[1]):
             return None
         bias, rest = _bias(args, kwargs)
-        return Operands((args[0],), (args[1],), lambda a, w: func(a[0], w[0], _like(bias, w[0]), *rest, **kwargs))
+        return Operands((args[0],), (args[1],), lambda a, w, b: func(a[0], w[0], _like(b, w[0]), *rest, **kwargs), bias)
     if op.is_conv:
         return _conv(name, func, args, kwargs)
     if op in (OpType.MATMUL, OpType.BMM, OpType.ADD):
@@ -253,12 +269,12 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
             and min(a.dim() for a in args) < 2
         ):
             return None
-        return Operands(args, (), lambda a, _: func(a[0], a[1]))
+        return Operands(args, (), lambda a, *_: func(a[0], a[1]))
     args, kwargs = _positional(("input",), args, kwargs)
     if not _is_data(args[0]) or kwargs.get("return_indices"):
         return None
     args, kwargs = _with_stride(name, args, kwargs)
-    return Operands((args[0],), (), lambda a, _: func(a[0], *args[1:], **kwargs))
+    return Operands((args[0],), (), lambda a, *_: func(a[0], *args[1:], **kwargs))
 
 
 def _with_stride(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -308,7 +324,9 @@ def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         )
     bias, rest = _bias(args, kwargs)
     groups = given.get("groups", 1)
-    return Operands((x,), (weight,), lambda a, w: func(a[0], w[0], _like(bias, w[0]), *rest, **kwargs), groups, window)
+    return Operands(
+        (x,), (weight,), lambda a, w, b: func(a[0], w[0], _like(b, w[0]), *rest, **kwargs), bias, groups, window
+    )
 
 
 def _padding(given: Mapping[str, Any], axes: int) -> tuple[int, ...] | str:
@@ -341,7 +359,7 @@ def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
     if len(args) != 3 or kwargs or not isinstance(args[2], nn.Parameter) or args[0].dim() != 1 or not _is_data(args[1]):
         return None
     bias, x, weight = args
-    return Operands((x,), (weight.t(),), lambda a, w: F.linear(a[0], w[0], _like(bias, w[0])))
+    return Operands((x,), (weight.t(),), lambda a, w, b: F.linear(a[0], w[0], _like(b, w[0])), bias)
 
 
 def _embedding_bag(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
@@ -349,7 +367,7 @@ def _embedding_bag(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     indices, weight, *rest = args
     if not _is_data(weight):
         return None
-    return Operands((), (weight,), lambda _, w: func(indices, w[0], *rest, **kwargs))
+    return Operands((), (weight,), lambda _, w, __: func(indices, w[0], *rest, **kwargs))
 
 
 def _lstm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
@@ -357,7 +375,7 @@ def _lstm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands 
     if isinstance(args[1], Tensor) or not _is_data(args[0]):
         return None
     x, hidden, flat, *rest = args
-    return Operands((x,), tuple(flat), lambda a, w: func(a[0], hidden, list(w), *rest, **kwargs))
+    return Operands((x,), tuple(flat), lambda a, w, _: func(a[0], hidden, list(w), *rest, **kwargs))
 
 
 def _is_data(value: Any) -> bool:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from raysq import fingerprint
 from raysq.errors import CalibrationError
-from raysq.graph import ModelGraph, OpType
+from raysq.graph import ModelGraph, activation_axis
 from raysq.histogram import LIMIT, HistogramBuilder
 from raysq.intercept import Interceptor, Operands, Site, Window
 from raysq.stats import CalibrationStats, Item, TensorStats
@@ -168,12 +168,12 @@ class _Observer:
         assert self._batch is not None
         for name, tensor in zip(known.tensors, operands.activations, strict=True):
             if self._batch.first_time(name, tensor):
-                axis = _channel_axis(site.op, tensor)
+                axis = activation_axis(site.op, tensor.dim())
                 if name not in self._tensors:
                     self._tensors[name] = _Activation(tensor.shape[axis])
                 self._tensors[name].add(tensor, axis, self._batch, operands.window)
         output = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
-        axis = _channel_axis(site.op, output)
+        axis = activation_axis(site.op, output.dim())
         values = self._batch.without_padding(output, axis)
         self._outputs.setdefault(site.name, _Channels(output.shape[axis])).add(values, axis)
         return result
@@ -326,11 +326,6 @@ def _receptive_fields(tensor: Tensor, window: Window, places: NDArray[np.float64
     sample = torch.from_numpy(item).reshape(-1, *[1] * axes)
     fields = tensor.movedim(1, -1)[(sample, *read)]  # (n, *kernel, C)
     return (fields * inside[..., None]).movedim(-1, 1)
-
-
-def _channel_axis(op: OpType, tensor: Tensor) -> int:
-    channels_first = op.is_conv or op in (OpType.MAX_POOL, OpType.AVG_POOL) or (op is OpType.ADD and tensor.dim() >= 4)
-    return 1 if channels_first and tensor.dim() >= 3 else -1
 
 
 def _sample(tree: Any, index: int, size: int) -> Any:

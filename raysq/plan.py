@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from raysq.arithmetic import Grid, QParams, qparams
-from raysq.graph import Call, ModelGraph, OpType
+from raysq.graph import Call, OpType
 from raysq.recipe import Approach, Granularity, OpConfig, Recipe, TensorConfig
-from raysq.stats import CalibrationStats
+
+if TYPE_CHECKING:
+    from raysq.kernels.base import Source
 
 __all__ = ["CallPlan", "Planner", "channel_axis", "weight_of", "weight_params"]
 
@@ -31,6 +33,10 @@ class CallPlan:
             from an accumulator), and for all of them where the approach is dynamic.
         weights: parameters of each weight matrix by its position, empty for calls without one.
         output: parameters of the result where the int8 kernel returns integers only, else None.
+        multiplier: (channels,) what its first activation is multiplied by, 1 / s of SmoothQuant, where nothing before
+            it absorbed that; whatever precision it runs in.
+        rounded: its weight on the integers that were chosen by looking at data; None for the nearest.
+        shift: (output channels,) what its bias is shifted by to make up for the mean error of int8.
         reason: why the call can't be quantized after all, "" if it can.
     """
 
@@ -38,16 +44,20 @@ class CallPlan:
     inputs: tuple[QParams | None, ...] = ()
     weights: Mapping[int, QParams] | None = None
     output: QParams | None = None
+    multiplier: NDArray[np.float32] | None = None
+    rounded: NDArray[np.float32] | None = None
+    shift: NDArray[np.float32] | None = None
     reason: str = ""
 
 
 class Planner:
     """Plans recipes for one model; remembers ranges, so that the next recipe costs only what differs."""
 
-    def __init__(self, model: nn.Module, graph: ModelGraph, stats: CalibrationStats | None) -> None:
-        self._graph = graph
-        self._stats = stats
-        self._weights = {n: p.detach().numpy() for n, p in model.named_parameters(remove_duplicate=False)}
+    def __init__(self, source: Source) -> None:
+        self._graph = source.graph
+        self._stats = source.stats
+        self._multipliers = source.multipliers
+        self._weights = {n: p.detach().numpy() for n, p in source.model.named_parameters(remove_duplicate=False)}
         self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
         self._weight_cache: dict[tuple[object, ...], QParams] = {}
 
@@ -56,9 +66,10 @@ class Planner:
         plans: dict[str, CallPlan] = {}
         for call in self._graph.calls:
             reason = (left_in_float or {}).get(call.name)
-            plans[call.name] = (
-                CallPlan(recipe.config(call.name), reason=reason) if reason else self._call(call, recipe, plans)
-            )
+            plan = CallPlan(recipe.config(call.name), reason=reason) if reason else self._call(call, recipe, plans)
+            if call.name in self._multipliers:
+                plan = replace(plan, multiplier=self._multipliers[call.name])
+            plans[call.name] = plan
         return plans
 
     def _call(self, call: Call, recipe: Recipe, plans: Mapping[str, CallPlan]) -> CallPlan:
@@ -124,7 +135,8 @@ class Planner:
 
     def _input(self, call: Call, position: int, config: TensorConfig, plans: Mapping[str, CallPlan]) -> QParams:
         maker, _ = self._graph.producer(call.name, position)
-        if maker is not None and maker.op in POOLS and _runs_int8(plans[maker.name]):
+        scaled = position == 0 and call.name in self._multipliers
+        if maker is not None and maker.op in POOLS and _runs_int8(plans[maker.name]) and not scaled:
             inherited = plans[maker.name].inputs[0]  # pools keep the integers that they get
             if inherited is not None:
                 return inherited

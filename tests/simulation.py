@@ -59,7 +59,6 @@ def make_call(
         groups=8 if depthwise else 1,
         macs=1000,
         block=block,
-        absorber=None,
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from raysq.arithmetic import dequantize, qparams, quantize
 from raysq.calibration.percentile import Percentile
 from raysq.inspection import deployable
+from raysq.layer import rounded
 from raysq.observation import observe
 from raysq.recipe import (
     BF16,
@@ -26,7 +27,6 @@ from raysq.recipe import (
     TensorConfig,
 )
 from raysq.sensitivities import ALL, rank, relative_errors
-from raysq.sensitivities.mse import _rounded
 
 INT8 = OpConfig(Precision.INT8)
 PER_TENSOR = OpConfig(Precision.INT8, weight=TensorConfig(QuantDType.S8, Scheme.SYMMETRIC, Granularity.PER_TENSOR))
@@ -219,7 +219,7 @@ def test_rounding_equals_the_arithmetic_to_the_bit(scheme, axis):
     x = np.random.default_rng(0).normal(size=(4, 5, 600)).astype(np.float32)
     others = None if axis is None else tuple(a for a in range(3) if a != axis)
     p = qparams(x.min(axis=others) / 2, x.max(axis=others), TensorConfig(QuantDType.U8, scheme).grid, axis)
-    np.testing.assert_array_equal(_rounded(torch.from_numpy(x), p).numpy(), dequantize(quantize(x, p), p))
+    np.testing.assert_array_equal(rounded(torch.from_numpy(x), p).numpy(), dequantize(quantize(x, p), p))
 
 
 def test_known_by_name():

@@ -1,0 +1,171 @@
+"""A model whose activations are divided by scales: the weights make up for it, so that in fp32 nothing changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raysq.errors import RecipeError, unknown
+from raysq.histogram import HistogramBuilder
+from raysq.plan import weight_of
+from raysq.recipe import Transform
+from raysq.smoothquant.scales import equalization_scales, largest_activations, largest_weights, smoothing_scales
+
+if TYPE_CHECKING:
+    from raysq.graph import Call
+    from raysq.kernels.base import Source
+    from raysq.recipe import Recipe
+    from raysq.stats import CalibrationStats, TensorStats
+
+__all__ = ["rescaled", "under"]
+
+Vector = NDArray[np.float32]
+
+
+def under(source: Source, recipe: Recipe) -> Source:
+    """Return the model equalized and then smoothed, as a recipe says.
+
+    Raises:
+        RecipeError: an unknown group, fixed scales of another length, smoothing without statistics.
+    """
+    if Transform.EQUALIZATION in recipe.transforms:
+        source = rescaled(source, equalization_scales(source.graph, _parameters(source.model)))
+    if not recipe.smoothing:
+        return source
+    if source.stats is None:
+        raise RecipeError("smoothing needs calibration statistics; quantize with calibration data.")
+    parameters, groups = _parameters(source.model), source.graph.groups
+    scales = {}
+    for name, alpha in recipe.smoothing.items():
+        if name not in groups:
+            raise RecipeError(unknown("group to smooth:", name, groups))
+        group = groups[name]
+        if isinstance(alpha, tuple):
+            if len(alpha) != group.channels:
+                raise RecipeError(f"smoothing of {name!r} needs {group.channels} scales, got {len(alpha)}.")
+            scales[name] = np.asarray(alpha, np.float32)
+        else:
+            largest = largest_weights((source.graph[call] for call in group.calls), parameters)
+            scales[name] = smoothing_scales(largest_activations(group, source.stats), largest, alpha)
+    return rescaled(source, scales)
+
+
+def rescaled(source: Source, scales: Mapping[str, Vector]) -> Source:
+    """Return a model in which the activations of each group are divided by its scales, and their statistics.
+
+    Weights that don't change are shared with the source.
+
+    Args:
+        source: the model; it isn't changed.
+        scales: by group, (channels,), positive.
+    """
+    parameters = _parameters(source.model)
+    changed: dict[str, Vector] = {}
+    multipliers = dict(source.multipliers)
+    calls = dict(source.graph.by_name)
+    tensors: dict[str, tuple[str, Vector]] = {}
+    results: dict[str, Vector] = {}
+
+    def writable(name: str) -> Vector:
+        return changed.setdefault(name, parameters[name].copy())
+
+    for name, vector in scales.items():
+        group = source.graph.groups[name]
+        for call in _distinct(group.calls, source):
+            _scale(weight_of(call, writable(str(call.weight))), call, vector, axis=1)
+        if group.producers and source.absorb:
+            for call in _distinct([p.call for p in group.producers if p.call is not None], source):
+                _scale(weight_of(call, writable(str(call.weight))), call, np.float32(1) / vector, axis=0)
+            for parameter in (v for p in group.producers for v in p.vectors):
+                values = writable(parameter)
+                values /= vector.reshape(values.shape)
+            tensors.update({tensor: (tensor, vector) for tensor in group.tensors})
+            results.update(dict.fromkeys(group.results, vector))
+        else:  # others may read the activation as it is
+            for call in (source.graph[name] for name in group.calls):
+                multipliers[call.name] = multipliers.get(call.name, np.float32(1)) / vector
+                smoothed = f"{call.tensors[0]} smoothed"
+                tensors[smoothed] = (call.tensors[0], vector)
+                calls[call.name] = replace(call, tensors=(smoothed, *call.tensors[1:]))
+    graph = replace(source.graph, calls=tuple(calls.values())) if calls != source.graph.by_name else source.graph
+    stats = source.stats
+    if stats is not None:
+        stats = _divided(stats, tensors, results)
+    return replace(source, model=_with(source.model, changed), graph=graph, stats=stats, multipliers=multipliers)
+
+
+def _distinct(calls: Iterable[str], source: Source) -> list[Call]:
+    """Return one call for each weight: a module that is called twice has one."""
+    found: dict[tuple[object, int], Call] = {}
+    for name in calls:
+        call = source.graph[name]
+        found.setdefault((call.weight, call.weight_start), call)
+    return list(found.values())
+
+
+def _scale(weight: Vector, call: Call, vector: Vector, axis: int) -> None:
+    """Multiply the input (axis 1) or output (axis 0) channels of a call's weight in place."""
+    transposed = call.op.value.startswith("conv_transpose")  # its weight is (in, out/groups, *kernel)
+    along = axis != transposed
+    size = len(weight) // call.groups
+    for number, factors in enumerate(vector.reshape(call.groups, -1)):
+        part = weight[number * size : (number + 1) * size]
+        shape = [1] * part.ndim
+        shape[1 if along else 0] = -1
+        part *= factors.reshape(shape)
+
+
+def _divided(
+    stats: CalibrationStats, tensors: Mapping[str, tuple[str, Vector]], results: Mapping[str, Vector]
+) -> CalibrationStats:
+    new = {n: _divided_tensor(stats.tensors[of], s) for n, (of, s) in tensors.items() if of in stats.tensors}
+    outputs = {}
+    for name, vector in results.items():
+        if name in stats.outputs:
+            low, high, mean = stats.outputs[name]
+            outputs[name] = (low / vector, high / vector, mean / vector)
+    return replace(stats, tensors={**stats.tensors, **new}, outputs={**stats.outputs, **outputs})
+
+
+def _divided_tensor(stats: TensorStats, vector: Vector) -> TensorStats:
+    """Return the statistics of a divided activation: exact per channel, the histogram that of the sampled rows."""
+    rows = stats.rows / vector.reshape(1, -1, *[1] * (stats.rows.ndim - 2))
+    divided = replace(
+        stats,
+        channel_min=stats.channel_min / vector,
+        channel_max=stats.channel_max / vector,
+        channel_mean=stats.channel_mean / vector,
+        rows=rows,
+    )
+    histogram = HistogramBuilder()
+    histogram.add(torch.from_numpy(rows))
+    shrunk = [
+        new / old if old else 1.0 for new, old in ((divided.minimum, stats.minimum), (divided.maximum, stats.maximum))
+    ]
+    return replace(
+        divided,
+        histogram=histogram.build(),
+        moving_min=stats.moving_min * shrunk[0],
+        moving_max=stats.moving_max * shrunk[1],
+    )
+
+
+def _parameters(model: nn.Module) -> dict[str, Vector]:
+    return {name: p.detach().numpy() for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _with(model: nn.Module, changed: Mapping[str, Vector]) -> nn.Module:
+    """Return a copy that has other values for some parameters and shares everything else."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, shared)
+    for name, values in changed.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(path), attribute, nn.Parameter(torch.from_numpy(values), requires_grad=False))
+    return model
