@@ -15,27 +15,27 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from raysq.arithmetic import QParams
+from raysq.entry import describe, kind_of
 from raysq.errors import BackendError
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.plan import CallPlan
+
+if TYPE_CHECKING:
+    from raysq.stats import CalibrationStats
 
 __all__ = ["fill"]
 
 Info = dict[str, Any]
 
-KINDS = {op.value.replace("_", ""): op for op in OpType} | {
-    "booleandispatch": OpType.MAX_POOL,  # what `F.max_pool2d` prints as
-    "maxpool2d": OpType.MAX_POOL,
-    "maxpool3d": OpType.MAX_POOL,
-    "avgpool2d": OpType.AVG_POOL,
-    "avgpool3d": OpType.AVG_POOL,
-    "adaptiveavgpool2d": OpType.AVG_POOL,
-    "adaptiveavgpool3d": OpType.AVG_POOL,
-}
+FACTOR = "smooth_quant_scaling_factor"
+SCALES = ("scale", "zero_point", FACTOR)
 # "<class 'torch.nn.modules.conv.Conv2d'>", "<built-in method matmul of type object at 0x7f…>", "<method 'add' of …>"
 OP_TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>|<(?:built-in )?(?:method|function) '?(\w+)")
 
@@ -53,16 +53,25 @@ class _Op:
         return int(self.info["output_tensor_infos"][0]["id"])
 
 
-def fill(summary: Mapping[str, Any], graph: ModelGraph, plans: Mapping[str, CallPlan]) -> dict[str, Any]:
+def fill(
+    summary: Mapping[str, Any],
+    graph: ModelGraph,
+    plans: Mapping[str, CallPlan],
+    stats: CalibrationStats | None = None,
+) -> dict[str, Any]:
     """Return a summary in which every call runs as planned, and everything else in fp32.
 
+    Each op also says what IPEX 1.x's file would say of it, and which call it is; IPEX ignores such keys.
+
     Args:
-        summary: what `save_qconf_summary` wrote for the prepared model; it isn't changed.
+        summary: what `save_qconf_summary` wrote for the prepared model; it isn't changed. Where a plan multiplies its
+            input, the model must have been prepared with `get_smooth_quant_qconfig_mapping()`, here and by the user.
         graph: the model's calls.
         plans: their plans.
+        stats: what the ranges of results are read from.
 
     Raises:
-        BackendError: IPEX doesn't see a call that is planned in int8.
+        BackendError: IPEX doesn't see a call that is planned in int8, or can't multiply its input.
     """
     filled: dict[str, Any] = copy.deepcopy(dict(summary))
     ops = sorted(_ops(filled), key=lambda op: op.order)
@@ -77,6 +86,9 @@ def fill(summary: Mapping[str, Any], graph: ModelGraph, plans: Mapping[str, Call
     ids = _Ids(ops)
     for name in int8:
         _quantize(name, found[name], plans[name], ids)
+    entries = describe(graph, plans, stats)
+    for name, op in found.items():
+        op.info.update(asdict(entries[name]), call=name)
     for op in ops:
         for info in op.info["output_tensor_infos"]:
             if "scale" not in info:  # a pool whose reader rounds the result is not given a second rounding
@@ -88,8 +100,8 @@ def _ops(summary: Mapping[str, Any]) -> Iterator[_Op]:
     for module, infos in summary.items():
         for info in infos["q_op_infos"].values():
             name = OP_TYPE.match(info["op_type"])
-            spelled = (name[1] or name[2]).lower().replace("_", "") if name else ""
-            yield _Op(module, info, KINDS.get(spelled))
+            spelled = (name[1] or name[2]) if name else ""
+            yield _Op(module, info, kind_of(spelled))
 
 
 def _leave_in_float(info: Info) -> None:
@@ -100,8 +112,8 @@ def _leave_in_float(info: Info) -> None:
 
 def _forget(tensor: Info) -> None:
     """Set a tensor back to its own type; a scale left behind would be loaded for other readers of its id."""
-    tensor.pop("scale", None)
-    tensor.pop("zero_point", None)
+    for key in SCALES:
+        tensor.pop(key, None)
     for key in ("inf_dtype", "force_dtype"):
         if key in tensor:
             tensor[key] = tensor["orig_dtype"]
@@ -148,7 +160,7 @@ class _Ids:
 
     def share(self, module: str, tensor: Info) -> None:
         """Keep a quantized input's id where its other readers agree on the scale, else give it one of its own."""
-        chosen = {key: tensor[key] for key in ("inf_dtype", "scale", "zero_point")}
+        chosen = {key: tensor.get(key) for key in ("inf_dtype", *SCALES)}
         if self._scales.setdefault((module, tensor["id"]), chosen) == chosen:
             self.read_as[tensor["id"]] = tensor["inf_dtype"]
         else:
@@ -164,12 +176,23 @@ def _quantize(name: str, op: _Op, plan: CallPlan, ids: _Ids) -> None:
             if position >= len(tensors) or not tensors[position]:
                 raise BackendError(f"{name} passes a tensor by keyword, where IPEX doesn't quantize it.")
             _set(tensors[position], params)
+    op.info["activation_observer"]["reduce_range"] = plan.config.activation.reduce_range
+    if plan.multiplier is not None:
+        _smooth(name, op, plan.multiplier)
     for position in activations:
         ids.share(op.module, inputs[position])
     if plan.output is not None:
         result = op.info["output_tensor_infos"][0]
         _set(result, plan.output)
         ids.rename(result)  # or IPEX lets the reader's scale replace the one that the kernel needs
+
+
+def _smooth(name: str, op: _Op, multiplier: NDArray[np.float32]) -> None:
+    """Multiply the input of a linear layer by 1/s and its weight by s, as `convert` does before it rounds them."""
+    if op.kind is not OpType.LINEAR or not op.info["op_type_is_module"]:
+        raise BackendError(f"{name} is smoothed, which IPEX does to nn.Linear modules only.")
+    op.info["input_tensor_infos"][0][FACTOR] = multiplier.tolist()
+    op.info["weight_tensor_infos"][0][FACTOR] = (1 / multiplier).tolist()
 
 
 def _set(tensor: Info, params: QParams) -> None:
