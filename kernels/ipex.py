@@ -202,7 +202,7 @@ class Engine:
         reasons = recipe.why_not_qconf()
         if reasons:
             raise BackendError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
-        plans = source.planner.plan(recipe, idle)
+        plans = replace(source, absorb=False).under(recipe).planner.plan(recipe, idle)
         smooth = any(plan.config.is_int8 and plan.multiplier is not None for plan in plans.values())
         with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "qconf.json"

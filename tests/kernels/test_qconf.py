@@ -10,16 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from raysq.arithmetic import Grid, qparams
 from raysq.errors import BackendError, RaysqError
 from raysq.flattened import Flattened
 from raysq.inspection import deployable
+from raysq.intercept import Interceptor, Operands, Site
 from raysq.kernels import base
 from raysq.kernels.floats import freeze, warm_up
 from raysq.observation import observe
+from raysq.plan import CallPlan
 from raysq.recipe import (
     BF16,
     FP32,
@@ -120,11 +125,15 @@ def all_int8(source: base.Source, capabilities: base.Capabilities) -> dict[str, 
     return configs
 
 
-def run_by_ipex(model: nn.Module, inputs: tuple[torch.Tensor, ...], qconf: Path) -> torch.Tensor:
+def run_by_ipex(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], qconf: Path, smooth: dict[str, bool] | None = None
+) -> torch.Tensor:
     """Follow IPEX's tutorial on the user's own model, without calibration."""
     from intel_extension_for_pytorch import quantization
 
     mapping = quantization.default_static_qconfig_mapping
+    if smooth is not None:
+        mapping = quantization.get_smooth_quant_qconfig_mapping(**smooth)
     prepared = quantization.prepare(copy.deepcopy(model), mapping, example_inputs=inputs)
     prepared.load_qconf_summary(str(qconf))
     flat = Flattened(quantization.convert(prepared), inputs)
@@ -199,6 +208,153 @@ def test_no_scale_is_left_where_nothing_is_quantized() -> None:
         for tensor in info["input_tensor_infos"]
         if tensor
     }
+
+
+class Shared(nn.Module):
+    """Three linear layers and a product read one tensor, whose fourth channel is an outlier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(32), nn.Linear(32, 32)
+        self.q, self.k, self.v = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        with torch.no_grad():
+            self.norm.weight[3] = 40.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        q, k, v = self.q(y), self.k(y), self.v(y)
+        return torch.cat([q, k, v, self.out(v), torch.matmul(y, y.transpose(1, 2)) / 300], -1)
+
+
+def shared() -> tuple[nn.Module, base.Source]:
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(2, 5, 32)
+    copied, graph = deployable(model, (x,), {})
+    return model, base.Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
+
+
+def factors(source: base.Source, call: str, alpha: float) -> NDArray[np.float32]:
+    """Return s of SmoothQuant's equation 4 for one layer."""
+    assert source.stats is not None
+    stats = source.stats.tensors[source.graph[call].tensors[0]]
+    weight = source.model.get_parameter(str(source.graph[call].weight)).detach().abs().numpy()
+    largest = np.maximum(-stats.channel_min, stats.channel_max)
+    return np.asarray(largest**alpha / weight.max(0) ** (1 - alpha), np.float32)
+
+
+def smoothed(source: base.Source, recipe: Recipe, scales: dict[str, NDArray[np.float32]]) -> dict[str, CallPlan]:
+    """Plan by hand: the activation of each named layer is divided by its scales, its weight multiplied."""
+    assert source.stats is not None
+    plans = source.planner.plan(recipe)
+    for name, s in scales.items():
+        call, grid = source.graph[name], recipe.config(name).activation.grid
+        stats = source.stats.tensors[call.tensors[0]]
+        weight = source.model.get_parameter(str(call.weight)).detach().numpy() * s
+        plans[name] = replace(
+            plans[name],
+            inputs=(qparams((stats.channel_min / s).min(), (stats.channel_max / s).max(), grid),),
+            weights={0: qparams(weight.min(1), weight.max(1), Grid(-128, 127, symmetric=True), 0)},
+            multiplier=1 / s,
+        )
+    return plans
+
+
+def simulated(source: base.Source, plans: dict[str, CallPlan]) -> torch.Tensor:
+    """Compute in float what the plans say, by torch's own fake quantization."""
+
+    def run(site: Site, operands: Operands) -> Any:
+        plan, activations, weights = plans[site.name], list(operands.activations), list(operands.weights)
+        if not plan.config.is_int8 or plan.reason:
+            return operands.run(activations, weights)
+        if plan.multiplier is not None:
+            factor = torch.from_numpy(plan.multiplier)
+            activations[0], weights[0] = activations[0] * factor, weights[0] * (1 / factor)
+        rounded = []
+        for tensor, params in zip(activations, plan.inputs, strict=True):
+            assert params is not None
+            scale, zero_point = float(params.scale), int(params.zero_point)
+            rounded.append(torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, 0, 255))
+        for position, params in (plan.weights or {}).items():
+            scales, zero_points = torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
+            weights[position] = torch.fake_quantize_per_channel_affine(
+                weights[position], scales, zero_points, 0, -128, 127
+            )
+        return operands.run(rounded, weights)
+
+    with torch.no_grad(), Interceptor(source.model, run):
+        result: torch.Tensor = source.model(*source.args)
+    return result
+
+
+SMOOTHED: dict[str, tuple[dict[str, float], set[str]]] = {  # alpha of each smoothed layer, layers in fp32
+    "all alike": ({"q": 0.5, "k": 0.5, "v": 0.5}, set()),
+    "one of three": ({"k": 0.5}, set()),
+    "each its own": ({"q": 0.5, "k": 0.8, "v": 0.2, "out": 0.5}, set()),
+    "first in fp32": ({"k": 0.5, "v": 0.5}, {"q"}),
+    "product in fp32": ({"q": 0.5, "k": 0.5, "v": 0.5}, {"matmul"}),
+}
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared weight observers", "own weight observers"])
+@pytest.mark.parametrize("case", SMOOTHED)
+def test_ipex_multiplies_as_the_plans_say(case: str, share: bool, tmp_path: Path) -> None:
+    from raysq.kernels.ipex import _prepare
+    from raysq.kernels.qconf import fill
+
+    engine, (model, source) = ipex(), shared()
+    alphas, floats = SMOOTHED[case]
+    configs = all_int8(source, engine.capabilities())
+    recipe = Recipe({name: FP32 if name in floats else config for name, config in configs.items()})
+    same = len(set(alphas.values())) == 1 and len(alphas) == 3
+    plans = smoothed(source, recipe, {n: factors(source, "q" if same else n, alpha) for n, alpha in alphas.items()})
+    _prepare(source, smooth=True).save_qconf_summary(str(tmp_path / "summary.json"))
+    qconf = fill(json.loads((tmp_path / "summary.json").read_text()), source.graph, plans, source.stats)
+    (tmp_path / "configure.json").write_text(json.dumps(qconf))
+    with torch.no_grad():
+        got = run_by_ipex(model, source.args, tmp_path / "configure.json", {"share_weight_observers": share})
+    wanted = simulated(source, plans)
+    error = (got - wanted).abs() / wanted.abs().max()
+    assert error.max() <= ROUNDING and (error <= 1e-5).float().mean() > 0.97  # a value on an edge may fall either way
+
+
+def test_a_smoothed_recipe_gives_ipex_the_numbers_that_raysq_folds(tmp_path: Path) -> None:
+    engine, (model, source) = ipex(), shared()
+    recipe = Recipe(all_int8(source, engine.capabilities()), smoothing={"q/0": 0.5, "out/0": 0.5})
+    built = engine.build(source, recipe)
+    built.save(tmp_path)
+    with torch.no_grad():
+        got = run_by_ipex(model, source.args, tmp_path / "configure.json", {})
+        exact, wanted = model(*source.args), built.model(*source.args)
+    part = slice(0, 96)  # of q, k and v
+    assert (got - wanted)[..., part].abs().max() <= ROUNDING * wanted[..., part].abs().max()
+    plain = engine.build(source, Recipe(recipe.ops)).model(*source.args)
+    losses = [float((y - exact)[..., part].abs().mean()) for y in (got, plain)]
+    assert losses[0] < losses[1] / 2, "smoothing is what the outlier needs"
+
+
+def test_only_linear_modules_can_be_smoothed() -> None:
+    engine, (_, source) = ipex(), made("convolutions")
+    recipe = Recipe(all_int8(source, engine.capabilities()), smoothing={"first/0": (1.0, 2.0, 4.0)})
+    with pytest.raises(BackendError, match=r"first is smoothed, which IPEX does to nn.Linear modules only"):
+        engine.configure(source, recipe)
+
+
+def test_each_op_says_what_ipex_1_said_and_which_call_it_is() -> None:
+    engine, (_, source) = ipex(), made("transformer")
+    configs = all_int8(source, engine.capabilities())
+    configs["blocks.0.k"] = FP32
+    qconf = json.loads(json.dumps(engine.configure(source, Recipe(configs))))
+    ops = {i["call"]: i for m in qconf.values() for i in m["q_op_infos"].values() if "call" in i}
+    assert set(configs) <= set(ops) <= set(source.graph.by_name)
+    for name, op in ops.items():
+        call = source.graph[name]
+        assert op["name"] == call.op.value and op["algorithm"] == "min_max"
+        assert len(op["input_scales"]) == len(op["inputs_flow"]) == len(call.tensors)
+        assert op["inputs_quantized"] == [name in configs and configs[name].is_int8] * len(call.tensors)
+    q = ops["blocks.0.q"]
+    assert q["input_scales"] == q["input_tensor_infos"][0]["scale"]
+    assert q["weight_scales"] == [q["weight_tensor_infos"][0]["scale"]]
+    assert q["inputs_flow"] == ops["blocks.0.v"]["inputs_flow"] != ops["blocks.1.q"]["inputs_flow"]
 
 
 class OneDimensional(nn.Module):
