@@ -264,6 +264,10 @@ class Recipe:
         """Return a copy in which the named calls are configured anew."""
         return replace(self, ops={**self.ops, **changes})
 
+    def with_smoothing(self, smoothing: Mapping[str, float | tuple[float, ...]]) -> Recipe:
+        """Return a copy that is smoothed like this."""
+        return replace(self, smoothing=smoothing)
+
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that name this recipe: equal recipes, equal digests."""

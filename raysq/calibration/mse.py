@@ -70,7 +70,9 @@ def expected_error(
     scale = np.atleast_1d(p.scale).astype(np.float64)[:, None]
     zero = np.atleast_1d(p.zero_point)[:, None]
     u = histogram.edges / scale
-    k = np.clip(np.rint(u), p.grid.qmin - zero, p.grid.qmax - zero)
+    k = np.rint(u)
+    np.maximum(k, p.grid.qmin - zero, out=k)  # np.clip takes three times as long
+    np.minimum(k, p.grid.qmax - zero, out=k)
     u -= k
     integral = u * u * u / 3 + k / 12
     errors: NDArray[np.float64] = np.diff(integral, axis=1) @ histogram.counts * scale[:, 0] ** 3

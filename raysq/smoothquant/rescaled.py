@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raysq.recipe import Recipe
     from raysq.stats import CalibrationStats, TensorStats
 
-__all__ = ["rescaled", "under"]
+__all__ = ["divided", "parameters_of", "rescaled", "under"]
 
 Vector = NDArray[np.float32]
 
@@ -36,12 +36,12 @@ def under(source: Source, recipe: Recipe) -> Source:
         RecipeError: an unknown group, fixed scales of another length, smoothing without statistics.
     """
     if Transform.EQUALIZATION in recipe.transforms:
-        source = rescaled(source, equalization_scales(source.graph, _parameters(source.model)))
+        source = rescaled(source, equalization_scales(source.graph, parameters_of(source.model)))
     if not recipe.smoothing:
         return source
     if source.stats is None:
         raise RecipeError("smoothing needs calibration statistics; quantize with calibration data.")
-    parameters, groups = _parameters(source.model), source.graph.groups
+    parameters, groups = parameters_of(source.model), source.graph.groups
     scales = {}
     for name, alpha in recipe.smoothing.items():
         if name not in groups:
@@ -66,7 +66,7 @@ def rescaled(source: Source, scales: Mapping[str, Vector]) -> Source:
         source: the model; it isn't changed.
         scales: by group, (channels,), positive.
     """
-    parameters = _parameters(source.model)
+    parameters = parameters_of(source.model)
     changed: dict[str, Vector] = {}
     multipliers = dict(source.multipliers)
     calls = dict(source.graph.by_name)
@@ -97,7 +97,7 @@ def rescaled(source: Source, scales: Mapping[str, Vector]) -> Source:
     graph = replace(source.graph, calls=tuple(calls.values())) if calls != source.graph.by_name else source.graph
     stats = source.stats
     if stats is not None:
-        stats = _divided(stats, tensors, results)
+        stats = _all_divided(stats, tensors, results)
     return replace(source, model=_with(source.model, changed), graph=graph, stats=stats, multipliers=multipliers)
 
 
@@ -122,10 +122,10 @@ def _scale(weight: Vector, call: Call, vector: Vector, axis: int) -> None:
         part *= factors.reshape(shape)
 
 
-def _divided(
+def _all_divided(
     stats: CalibrationStats, tensors: Mapping[str, tuple[str, Vector]], results: Mapping[str, Vector]
 ) -> CalibrationStats:
-    new = {n: _divided_tensor(stats.tensors[of], s) for n, (of, s) in tensors.items() if of in stats.tensors}
+    new = {n: divided(stats.tensors[of], s) for n, (of, s) in tensors.items() if of in stats.tensors}
     outputs = {}
     for name, vector in results.items():
         if name in stats.outputs:
@@ -134,10 +134,10 @@ def _divided(
     return replace(stats, tensors={**stats.tensors, **new}, outputs={**stats.outputs, **outputs})
 
 
-def _divided_tensor(stats: TensorStats, vector: Vector) -> TensorStats:
+def divided(stats: TensorStats, vector: Vector) -> TensorStats:
     """Return the statistics of a divided activation: exact per channel, the histogram that of the sampled rows."""
     rows = stats.rows / vector.reshape(1, -1, *[1] * (stats.rows.ndim - 2))
-    divided = replace(
+    new = replace(
         stats,
         channel_min=stats.channel_min / vector,
         channel_max=stats.channel_max / vector,
@@ -147,17 +147,19 @@ def _divided_tensor(stats: TensorStats, vector: Vector) -> TensorStats:
     histogram = HistogramBuilder()
     histogram.add(torch.from_numpy(rows))
     shrunk = [
-        new / old if old else 1.0 for new, old in ((divided.minimum, stats.minimum), (divided.maximum, stats.maximum))
+        after / before if before else 1.0
+        for after, before in ((new.minimum, stats.minimum), (new.maximum, stats.maximum))
     ]
     return replace(
-        divided,
+        new,
         histogram=histogram.build(),
         moving_min=stats.moving_min * shrunk[0],
         moving_max=stats.moving_max * shrunk[1],
     )
 
 
-def _parameters(model: nn.Module) -> dict[str, Vector]:
+def parameters_of(model: nn.Module) -> dict[str, Vector]:
+    """Return every parameter by each of its names."""
     return {name: p.detach().numpy() for name, p in model.named_parameters(remove_duplicate=False)}
 
 
