@@ -30,7 +30,7 @@ from raysq.plan import CallPlan
 if TYPE_CHECKING:
     from raysq.stats import CalibrationStats
 
-__all__ = ["fill"]
+__all__ = ["FACTOR", "Op", "fill", "match", "ops_of"]
 
 Info = dict[str, Any]
 
@@ -41,7 +41,7 @@ OP_TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>|<(?:built-in )?(?:method|functi
 
 
 @dataclass(frozen=True)
-class _Op:
+class Op:
     """One quantizable op of a summary, and the module whose tensor ids it shares; relu and the like have no kind."""
 
     module: str
@@ -50,6 +50,7 @@ class _Op:
 
     @property
     def order(self) -> int:
+        """Grows as the model runs."""
         return int(self.info["output_tensor_infos"][0]["id"])
 
 
@@ -61,7 +62,8 @@ def fill(
 ) -> dict[str, Any]:
     """Return a summary in which every call runs as planned, and everything else in fp32.
 
-    Each op also says what IPEX 1.x's file would say of it, and which call it is; IPEX ignores such keys.
+    Each op also says what IPEX 1.x's file would say of it, which call it is, and which group it is smoothed with; IPEX
+    ignores such keys.
 
     Args:
         summary: what `save_qconf_summary` wrote for the prepared model; it isn't changed. Where a plan multiplies its
@@ -74,7 +76,7 @@ def fill(
         BackendError: IPEX doesn't see a call that is planned in int8, or can't multiply its input.
     """
     filled: dict[str, Any] = copy.deepcopy(dict(summary))
-    ops = sorted(_ops(filled), key=lambda op: op.order)
+    ops = sorted(ops_of(filled), key=lambda op: op.order)
     for op in ops:
         _leave_in_float(op.info)
     for module in filled.values():
@@ -82,10 +84,13 @@ def fill(
         for info in module["layer_output_infos"]:
             _forget(info)
     int8 = [name for name, plan in plans.items() if plan.config.is_int8 and not plan.reason]
-    found = _match(ops, graph.calls, int8)
+    found = match(ops, graph.calls, int8)
     ids = _Ids(ops)
+    groups = {call: name for name, group in graph.groups.items() for call in group.calls}
     for name in int8:
         _quantize(name, found[name], plans[name], ids)
+        if plans[name].multiplier is not None and name in groups:
+            found[name].info["smoothing"] = groups[name]
     entries = describe(graph, plans, stats)
     for name, op in found.items():
         op.info.update(asdict(entries[name]), call=name)
@@ -96,12 +101,13 @@ def fill(
     return filled
 
 
-def _ops(summary: Mapping[str, Any]) -> Iterator[_Op]:
+def ops_of(summary: Mapping[str, Any]) -> Iterator[Op]:
+    """Return every quantizable op of a summary."""
     for module, infos in summary.items():
         for info in infos["q_op_infos"].values():
             name = OP_TYPE.match(info["op_type"])
             spelled = (name[1] or name[2]) if name else ""
-            yield _Op(module, info, kind_of(spelled))
+            yield Op(module, info, kind_of(spelled))
 
 
 def _leave_in_float(info: Info) -> None:
@@ -119,10 +125,19 @@ def _forget(tensor: Info) -> None:
             tensor[key] = tensor["orig_dtype"]
 
 
-def _match(ops: Sequence[_Op], calls: Sequence[Call], int8: Sequence[str]) -> dict[str, _Op]:
-    """Return the op of each call; calls that run in float need none."""
-    own: dict[tuple[str, OpType], list[_Op]] = defaultdict(list)
-    functional: dict[OpType, list[_Op]] = defaultdict(list)
+def match(ops: Sequence[Op], calls: Sequence[Call], int8: Sequence[str]) -> dict[str, Op]:
+    """Return the op of each call; calls that run in float need none.
+
+    Args:
+        ops: in execution order.
+        calls: likewise.
+        int8: names of calls that need one.
+
+    Raises:
+        BackendError: one of them has none.
+    """
+    own: dict[tuple[str, OpType], list[Op]] = defaultdict(list)
+    functional: dict[OpType, list[Op]] = defaultdict(list)
     for op in ops:
         if op.kind is not None and op.info["op_type_is_module"]:
             own[op.info["fqn"], op.kind].append(op)
@@ -132,7 +147,7 @@ def _match(ops: Sequence[_Op], calls: Sequence[Call], int8: Sequence[str]) -> di
     for call in calls:
         is_own = (call.module, call.op) in own
         groups[call.module if is_own else None, call.op].append(call)
-    found: dict[str, _Op] = {}
+    found: dict[str, Op] = {}
     for (module, kind), group in groups.items():
         seen = functional[kind] if module is None else own[module, kind]
         if len(seen) == len(group):
@@ -148,7 +163,7 @@ def _match(ops: Sequence[_Op], calls: Sequence[Call], int8: Sequence[str]) -> di
 class _Ids:
     """Tensor ids, of which each holds one scale per module: the last one that is loaded wins."""
 
-    def __init__(self, ops: Sequence[_Op]) -> None:
+    def __init__(self, ops: Sequence[Op]) -> None:
         tensors = [t for op in ops for key in ("input_tensor_infos", "output_tensor_infos") for t in op.info[key] if t]
         self._fresh = itertools.count(1 + max((t["id"] for t in tensors), default=0))
         self._scales: dict[tuple[str, int], Info] = {}
@@ -167,7 +182,7 @@ class _Ids:
             self.rename(tensor)
 
 
-def _quantize(name: str, op: _Op, plan: CallPlan, ids: _Ids) -> None:
+def _quantize(name: str, op: Op, plan: CallPlan, ids: _Ids) -> None:
     inputs: list[Info] = op.info["input_tensor_infos"]
     weights: list[Info] = op.info["weight_tensor_infos"] or inputs[1:]  # a function takes its weight as an argument
     activations = {i: params for i, params in enumerate(plan.inputs) if params is not None}
@@ -187,7 +202,7 @@ def _quantize(name: str, op: _Op, plan: CallPlan, ids: _Ids) -> None:
         ids.rename(result)  # or IPEX lets the reader's scale replace the one that the kernel needs
 
 
-def _smooth(name: str, op: _Op, multiplier: NDArray[np.float32]) -> None:
+def _smooth(name: str, op: Op, multiplier: NDArray[np.float32]) -> None:
     """Multiply the input of a linear layer by 1/s and its weight by s, as `convert` does before it rounds them."""
     if op.kind is not OpType.LINEAR or not op.info["op_type_is_module"]:
         raise BackendError(f"{name} is smoothed, which IPEX does to nn.Linear modules only.")
