@@ -16,7 +16,8 @@ from raysq.errors import CalibrationError, ModelError, OptionError, unknown
 from raysq.kernels.cpu import lacks_vnni
 from raysq.recipe import Approach
 from raysq.smoothquant.scales import smoothing_scales
-from raysq.torchao.layout import LARGEST_OF_8_BITS, SMALLEST_SCALE, SmoothQuantTensor
+from raysq.torchao.kernel import LARGEST_OF_8_BITS
+from raysq.torchao.layout import SMALLEST_SCALE, SmoothQuantTensor
 
 __all__ = ["SmoothQuantConfig", "insert_smoothquant_observers_"]
 
@@ -53,7 +54,7 @@ class SmoothQuantConfig(AOBaseConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.activation not in tuple(Approach):
-            raise OptionError(unknown("activation", self.activation, Approach))
+            raise OptionError(unknown("activation", self.activation, [a.value for a in Approach]))
 
 
 def insert_smoothquant_observers_(
@@ -96,7 +97,7 @@ class _Observer:
     def __init__(self, name: str, alpha: float | None, inserted: list[_Observer]) -> None:
         self.name = name
         self.alpha = alpha
-        self.inserted = inserted  # with it, in one call
+        self.inserted = inserted  # with it in one call, and observing still
         self.largest: Tensor | None = None
 
     def observe(self, module: nn.Linear) -> None:
@@ -134,6 +135,7 @@ def _stop_observing(module: nn.Linear) -> None:
     observer: _Observer | None = vars(module).pop(OBSERVER, None)
     if observer is not None:
         observer.handle.remove()
+        observer.inserted.remove(observer)
 
 
 def _convert(module: nn.Module, config: SmoothQuantConfig) -> nn.Module:

@@ -8,14 +8,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from raysq.kernels.cpu import lacks_vnni
 
-__all__ = ["LARGEST_OF_7_BITS", "LARGEST_OF_8_BITS", "int8_product"]
+__all__ = ["LARGEST_OF_7_BITS", "LARGEST_OF_8_BITS", "forget", "int8_product"]
 
 LARGEST_OF_8_BITS = 127
 LARGEST_OF_7_BITS = 63  # 2 * 255 * 63 < 2**15: two u8 x s8 products fit where they are added in int16
 ZERO_POINT = 128  # rows go to oneDNN as u8: with one row its s8 kernel took 9 times as long
 
-# A weight in oneDNN's layout with its version, as long as the weight lives. It can be neither copied nor pickled, so
-# it can't be an attribute of what is.
+# Weights in oneDNN's layout, each as long as its weight lives. They can be neither copied nor pickled, so they can't be
+# attributes of what is.
 _packed = WeakTensorKeyDictionary()
 
 
@@ -50,10 +50,13 @@ def _onednn_is_exact(weight: Tensor, largest: int) -> bool:
     return fits and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
+def forget(weight: Tensor) -> None:
+    """Drop what is remembered of a weight that has changed."""
+    _packed.pop(weight, None)
+
+
 def _onednn_weight(weight: Tensor) -> Tensor:
-    version = 0 if weight.is_inference() else weight._version  # a copy_ makes what is packed stale
-    known = _packed.get(weight)
-    if known is None or known[0] != version:
-        known = _packed[weight] = (version, torch.ops.onednn.qlinear_prepack(weight, None))
-    packed: Tensor = known[1]
+    if weight not in _packed:
+        _packed[weight] = torch.ops.onednn.qlinear_prepack(weight, None)
+    packed: Tensor = _packed[weight]
     return packed

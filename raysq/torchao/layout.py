@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchao.utils import TorchAOBaseTensor
 
-from raysq.torchao.kernel import LARGEST_OF_7_BITS, LARGEST_OF_8_BITS, int8_product
+from raysq.errors import ModelError
+from raysq.torchao.kernel import LARGEST_OF_7_BITS, LARGEST_OF_8_BITS, forget, int8_product
 
 __all__ = ["SmoothQuantTensor"]
 
@@ -101,7 +103,7 @@ def _linear(input: Tensor, weight: SmoothQuantTensor, bias: Tensor | None = None
     if a is None:
         a = (rows.abs().amax(1, keepdim=True) / LARGEST_OF_8_BITS).clamp_min(SMALLEST_SCALE)
     rows = (rows / a).round_().clamp_(-LARGEST_OF_8_BITS, LARGEST_OF_8_BITS).to(torch.int8)
-    output = int8_product(rows, weight.qdata, weight.scale, _largest(weight.reduce_range)).mul_(a)
+    output: Tensor = int8_product(rows, weight.qdata, weight.scale, _largest(weight.reduce_range)).mul_(a)
     if bias is not None:
         output.add_(bias)
     return output.reshape(*input.shape[:-1], len(weight.qdata)).to(input.dtype)
@@ -111,10 +113,22 @@ def _largest(reduce_range: bool) -> int:
     return LARGEST_OF_7_BITS if reduce_range else LARGEST_OF_8_BITS
 
 
-def _dispatched(func: Any, types: Any, args: Any, kwargs: Any) -> Tensor:
-    return _linear(*args, **kwargs)
+def _copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    if not isinstance(target, SmoothQuantTensor) or not isinstance(source, SmoothQuantTensor):
+        raise ModelError("int8 and float weights can't be copied into each other; load_state_dict(..., assign=True).")
+    if target.__tensor_flatten__() != source.__tensor_flatten__():
+        raise ModelError("int8 weights of another kind can't be copied; load_state_dict(..., assign=True).")
+    for name in target.__tensor_flatten__()[0]:
+        getattr(target, name).copy_(getattr(source, name))
+    forget(target.qdata)
+    return target
 
 
-SmoothQuantTensor.implements(torch.ops.aten.linear.default)(_dispatched)
-SmoothQuantTensor.implements_torch_function(functional.linear)(_dispatched)
+def _implement(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda func, types, args, kwargs: function(*args, **kwargs)
+
+
+SmoothQuantTensor.implements(torch.ops.aten.linear.default)(_implement(_linear))
+SmoothQuantTensor.implements_torch_function(functional.linear)(_implement(_linear))
+SmoothQuantTensor.implements(torch.ops.aten.copy_.default)(_implement(_copy_))
 torch.serialization.add_safe_globals([SmoothQuantTensor])  # for torch.load(..., weights_only=True)
