@@ -66,8 +66,9 @@ class Capabilities:
             return f"{op} runs in {', '.join(capability.precisions)}, not in {config.precision}."
         if not config.is_int8:
             return ""
-        if config.rounding is not Rounding.NEAREST and not (op.is_conv or op is OpType.LINEAR):
-            return f"{config.rounding} rounding is for convolutions and linear layers."
+        static = config.approach is Approach.STATIC
+        if config.rounding is not Rounding.NEAREST and not (static and (op.is_conv or op is OpType.LINEAR)):
+            return f"{config.rounding} rounding is for static convolutions and linear layers."
         if config.approach not in capability.approaches:
             return f"{op} runs {' or '.join(capability.approaches)}, not {config.approach}."
         pair = (config.activation.dtype, config.activation.scheme)

@@ -19,7 +19,7 @@ from raysq.errors import OptionError, ResumeError
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
-from raysq.options import Goal, Latency, Workers, is_whole
+from raysq.options import Goal, Latency, Smoothing, Workers, is_whole
 from raysq.parametrization import bake
 from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.quantized import Quantized
@@ -68,6 +68,7 @@ def tune(
     verbose: int = 1,
     goal: Goal | None = None,
     latency: Latency | None = None,
+    smoothing: Smoothing | bool | None = None,
     workers: Workers | None = None,
 ) -> Result:
     """Find the int8 recipe that runs fastest on this CPU while accuracy stays within the tolerance.
@@ -101,6 +102,7 @@ def tune(
         verbose: 0 silent, 1 progress, 2 each proposal and its reason.
         goal: the goal as one value, instead of `tolerance`, `criterion` and `higher_is_better`.
         latency: budget of timings.
+        smoothing: how the alphas of SmoothQuant are found; None: for each group, where it pays; False: none.
         workers: what a trial reserves, and how often a lost one is tried again.
 
     Raises:
@@ -131,6 +133,7 @@ def tune(
         space=space,
         op_type_dict=op_type_dict,
         op_name_dict=op_name_dict,
+        smoothing=smoothing,
         seed=seed,
         called=lambda: evaluation.first_call(eval_fn, evaluating(model), goal),
     )
@@ -190,6 +193,7 @@ def quantize(
     approach: str = "static",
     *,
     example_inputs: Any = None,
+    smoothing: Smoothing | bool | None = None,
 ) -> Quantized:
     """Quantize without tuning: by a recipe, or by the default one.
 
@@ -200,11 +204,14 @@ def quantize(
         backend: its name; None takes the fastest that can run here.
         approach: "static", "dynamic" or "auto".
         example_inputs: what the model is traced with; default the first calibration batch.
+        smoothing: how the alphas of the default recipe are found; None: for each group, where it pays; False: none.
 
     Raises:
         InputError: what can't be used, and why.
     """
-    prepared = prepare(model, calib, backend=backend, approach=approach, example_inputs=example_inputs)
+    prepared = prepare(
+        model, calib, backend=backend, approach=approach, example_inputs=example_inputs, smoothing=smoothing
+    )
     chosen = recipe or prepared.space.default()
     return Quantized.by(base.get(prepared.engine).build(prepared.source, chosen), chosen, prepared.left_in_float)
 
@@ -239,7 +246,9 @@ def inspect(model: torch.nn.Module | str, example_inputs: Any) -> ModelGraph:
     for call in graph.calls:
         shapes = " ".join("x".join(map(str, shape)) for shape in call.input_shapes)
         output = "x".join(map(str, call.output_shape))
-        table.add_row(call.name, call.op, shapes, output, f"{call.macs:,}", call.block or "", absorbed.get(call.name, ""))
+        table.add_row(
+            call.name, call.op, shapes, output, f"{call.macs:,}", call.block or "", absorbed.get(call.name, "")
+        )
     console = Console()
     console.print(table)
     for where, reason in graph.left_in_float.items():

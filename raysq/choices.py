@@ -30,6 +30,7 @@ from raysq.recipe import (
     OpConfig,
     Precision,
     QuantDType,
+    Rounding,
     Scheme,
     TensorConfig,
 )
@@ -212,6 +213,7 @@ def _narrow(current: TensorChoices, bound: TensorChoices, wishes: Wishes) -> tup
             pairs=tuple(pairs),
             algorithms=tuple(calibration.parse(name) for name in names) or current.algorithms,
             granularities=tuple(Granularity(name) for name in granularities) or current.granularities,
+            roundings=current.roundings,
         ),
         outside,
     )
@@ -227,8 +229,10 @@ def _expand(choices: OpChoices, call: Call, approaches: tuple[Approach, ...], re
             yield OpConfig(precision)
             continue
         weights = [DEFAULT_WEIGHT]
+        roundings: tuple[Rounding, ...] = (Rounding.NEAREST,)
         if call.op.has_weight:
             weight = choices.weight
+            roundings = weight.roundings
             weights = [
                 TensorConfig(d, s, g, a)
                 for (d, s), g, a in product(weight.pairs, weight.granularities, weight.algorithms)
@@ -237,9 +241,9 @@ def _expand(choices: OpChoices, call: Call, approaches: tuple[Approach, ...], re
             activation = choices.activation
             pairs, found = activation.pairs, activation.algorithms
             if approach is Approach.DYNAMIC:  # the range is taken from each input as it comes
-                pairs, found = pairs[:1], (MinMax(),)
+                pairs, found, roundings = pairs[:1], (MinMax(),), (Rounding.NEAREST,)
             reduced = (True, False) if reduce and approach is Approach.STATIC else (reduce,)
             tensors = [
                 TensorConfig(d, s, algorithm=a, reduce_range=r) for r, (d, s), a in product(reduced, pairs, found)
             ]
-            yield from (OpConfig(precision, approach, a, w) for a, w in product(tensors, weights))
+            yield from (OpConfig(precision, approach, a, w, r) for r, a, w in product(roundings, tensors, weights))

@@ -16,7 +16,7 @@ from raysq import calibration
 from raysq.calibration.base import Calibrator
 from raysq.errors import RecipeError, SpaceError, unknown
 from raysq.graph import Call, OpType
-from raysq.recipe import Approach, Granularity, Precision, QuantDType, Scheme
+from raysq.recipe import Approach, Granularity, Precision, QuantDType, Rounding, Scheme
 
 __all__ = ["Description", "OpChoices", "TensorChoices", "bundled", "family", "load"]
 
@@ -42,6 +42,7 @@ class TensorChoices:
     pairs: tuple[tuple[QuantDType, Scheme], ...] = ()
     algorithms: tuple[Calibrator, ...] = ()
     granularities: tuple[Granularity, ...] = (Granularity.PER_TENSOR,)
+    roundings: tuple[Rounding, ...] = (Rounding.NEAREST,)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _op(data: object, where: str) -> OpChoices:
 
 
 def _tensor(data: object, where: str, *, per_tensor: bool = False) -> TensorChoices:
-    keys = ("dtype", "scheme", "algorithm", *(() if per_tensor else ("granularity",)))
+    keys = ("dtype", "scheme", "algorithm", *(() if per_tensor else ("granularity", "rounding")))
     entry = check_keys(data, keys, where)
     dtypes = enums(QuantDType, entry.get("dtype"), f"{where}: dtype")
     schemes = enums(Scheme, entry.get("scheme"), f"{where}: scheme")
@@ -150,6 +151,7 @@ def _tensor(data: object, where: str, *, per_tensor: bool = False) -> TensorChoi
             entry.get("granularity", ["per_tensor"]),
             f"{where}: granularity",
         ),
+        roundings=enums(Rounding, entry.get("rounding", ["nearest"]), f"{where}: rounding"),
     )
 
 

@@ -37,8 +37,9 @@ FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the
     "weight": lambda c: f"{c.weight.dtype} {c.weight.scheme}",
     "weight_algorithm": lambda c: str(c.weight.algorithm),
     "granularity": lambda c: c.weight.granularity.value,
+    "rounding": lambda c: c.rounding.value,
 }
-WEIGHT_FEATURES = ("weight", "weight_algorithm", "granularity")
+WEIGHT_FEATURES = ("weight", "weight_algorithm", "granularity", "rounding")
 
 
 def pick(configs: tuple[OpConfig, ...], call: Call, point: Mapping[str, Value], as_float: bool) -> OpConfig:

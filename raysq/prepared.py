@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,12 +20,15 @@ from raysq.kernels import base
 from raysq.kernels.base import BuiltModel, Capabilities, Source
 from raysq.kernels.cpu import physical_cores
 from raysq.latency import Timing, pair
+from raysq.model_choices import ModelChoices
 from raysq.observation import observe
-from raysq.options import Latency, is_whole
+from raysq.options import Latency, Smoothing, is_whole
 from raysq.probing import probe
 from raysq.recipe import Precision
 from raysq.sensitivities import ALL as SENSITIVITIES
 from raysq.sensitivities import rank
+from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
+from raysq.smoothquant.rescaled import parameters_of
 from raysq.space import SearchSpace, build_space
 
 __all__ = ["Prepared", "as_call", "prepare", "resolve"]
@@ -83,6 +86,7 @@ def prepare(
     space: Any = None,
     op_type_dict: Mapping[str, Any] | None = None,
     op_name_dict: Mapping[str, Any] | None = None,
+    smoothing: Smoothing | bool | None = None,
     seed: int = 0,
     called: Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]] | None] | None = None,
 ) -> Prepared:
@@ -99,6 +103,7 @@ def prepare(
         space: a `SearchSpace` to search instead, or the path of a YAML description.
         op_type_dict: rules by type, in INC's spelling.
         op_name_dict: rules by name.
+        smoothing: how alphas are found; None or True: for each group by its error, where that pays; False: none.
         seed: of the sampled rows and items.
         called: returns the (positional, keyword) inputs that the evaluation calls the model with, None if it doesn't;
             where these are other arguments than calibration gives it (labels, no mask), they are the default example.
@@ -112,6 +117,8 @@ def prepare(
         raise OptionError(f"`num_threads` must be a whole number in [1, 1024], got {num_threads!r}.")
     if not is_whole(seed) or seed < 0:
         raise OptionError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
+    if not isinstance(smoothing, Smoothing | bool | None):
+        raise OptionError(f"`smoothing` must be a raysq.Smoothing, True, False or None, got {smoothing!r}.")
     engine = base.get(backend) if backend else base.available()
     if calib is None and (approach != "dynamic" or example_inputs is None):
         raise CalibrationError('`calib` may be None for approach="dynamic" with `example_inputs` only.')
@@ -148,10 +155,7 @@ def prepare(
         searched, build_s = probed.space, probed.build_s
         left_in_float |= probed.left_in_float
         if stats is not None:
-            weights = {name: p.detach().numpy() for name, p in copy.named_parameters(remove_duplicate=False)}
-            for name, sensitivity in SENSITIVITIES.items():
-                errors = sensitivity(graph, stats, weights, searched.default())
-                searched = searched.with_ranking(name, rank(errors))
+            searched = _ranked(_smoothed(searched, source, smoothing), source)
     latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else as_call(latency_inputs)
     return Prepared(
         source=source,
@@ -165,6 +169,29 @@ def prepare(
         left_in_float=left_in_float,
         build_s=build_s,
     )
+
+
+def _smoothed(space: SearchSpace, source: Source, smoothing: Smoothing | bool | None) -> SearchSpace:
+    """Return the space with what may be chosen beside the calls, alphas as found for its default recipe."""
+    default = space.default()
+    if isinstance(smoothing, Smoothing):
+        alphas = tuned_alphas(source, smoothing, default)
+    else:
+        alphas = {} if smoothing is False else advised_alphas(source, default)
+    everywhere = smoothing.alpha if isinstance(smoothing, Smoothing) and isinstance(smoothing.alpha, tuple) else ()
+    groups = smoothable(source.graph, default)
+    return replace(space, model=ModelChoices.of(source.graph, groups, alphas, everywhere))
+
+
+def _ranked(space: SearchSpace, source: Source) -> SearchSpace:
+    """Return the space with its calls ranked by what int8 costs them in its default recipe."""
+    default = space.default()
+    scaled = source.under(default)
+    assert scaled.stats is not None
+    weights = parameters_of(scaled.model)
+    for name, sensitivity in SENSITIVITIES.items():
+        space = space.with_ranking(name, rank(sensitivity(scaled.graph, scaled.stats, weights, default)))
+    return space
 
 
 def resolve(model: nn.Module | str) -> nn.Module:

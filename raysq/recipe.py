@@ -268,6 +268,10 @@ class Recipe:
         """Return a copy that is smoothed like this."""
         return replace(self, smoothing=smoothing)
 
+    def with_transform(self, transform: Transform) -> Recipe:
+        """Return a copy that has one more transform."""
+        return replace(self, transforms=(*self.transforms, transform))
+
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that name this recipe: equal recipes, equal digests."""

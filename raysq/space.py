@@ -7,6 +7,8 @@ linear.approach, linear.weight, linear.weight_algorithm, linear.granularity
 float_dtype         "bf16" or "fp32"                   what a call runs in that isn't int8
 float_calls.mse     3                                  how many of the most sensitive calls, by ranking "mse", are float
 op/fc1              "int8 static uint8/asym/kl …"      one call by itself; beats all others
+
+What is chosen of the model as a whole, alphas and transforms, stands in `raysq.model_choices`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from raysq.features import (
 )
 from raysq.graph import Call, ModelGraph
 from raysq.kernels.base import Capabilities
+from raysq.model_choices import ModelChoices
 from raysq.recipe import Approach, OpConfig, Recipe
 from raysq.spelling import parse, spell
 
@@ -74,6 +77,7 @@ class SearchSpace:
         rankings: name to calls, the most sensitive first; each gives a dimension `float_calls.<name>`.
         counts: allowed numbers of float calls by ranking, where they were narrowed.
         by_call: whether there is a dimension per call instead of the compact ones.
+        model: what may be chosen beside the calls: alphas and transforms.
     """
 
     graph: ModelGraph
@@ -81,6 +85,7 @@ class SearchSpace:
     rankings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     counts: Mapping[str, tuple[int, ...] | range] = field(default_factory=dict)
     by_call: bool = False
+    model: ModelChoices = field(default_factory=ModelChoices)
 
     def __post_init__(self) -> None:
         for name, calls in self.rankings.items():
@@ -100,11 +105,9 @@ class SearchSpace:
     def dimensions(self) -> tuple[Dimension, ...]:
         """What a search may choose: no more than about twenty, unless there is one per call."""
         if self.by_call:
-            return tuple(
-                Dimension(OVERRIDE + call, tuple(spell(c) for c in configs))
-                for call, configs in self.options.items()
-                if len(configs) > 1
-            )
+            by_call = [(OVERRIDE + call, tuple(map(spell, configs))) for call, configs in self.options.items()]
+            every = [*by_call, *self.model.by_group]
+            return tuple(Dimension(name, values) for name, values in every if len(values) > 1)
         return tuple(Dimension(name, values) for name, values in self.choices.items() if len(values) > 1)
 
     @cached_property
@@ -122,7 +125,7 @@ class SearchSpace:
         for name in self.rankings:
             count = len(self.ranking(name))
             tables[FLOAT_CALLS + name] = self.counts.get(name, range(max(count, 1)))  # all float is no int8 model
-        return tables
+        return {**tables, **self.model.values}
 
     @cached_property
     def _flippable(self) -> dict[str, None]:
@@ -156,7 +159,7 @@ class SearchSpace:
             if key not in picked:
                 picked[key] = pick(configs, call, point, as_float)
             ops[call.name] = picked[key]
-        return Recipe({**ops, **overrides})
+        return self.model.apply(point, Recipe({**ops, **overrides}))
 
     def config(self, recipe: Recipe) -> dict[str, Value]:
         """Return the flat config of a recipe: a value per dimension, and overrides where they don't suffice.
@@ -166,17 +169,25 @@ class SearchSpace:
         """
         self._check_inside(recipe)
         if self.by_call:
-            return {d.name: spell(canonical(recipe.config(d.name.removeprefix(OVERRIDE)))) for d in self.dimensions}
+            return {d.name: self._value_of(d.name, recipe) for d in self.dimensions}
         point = {**self._counts_of(recipe)}
         point.update(self._families_of(recipe, point))
         point.update(self._features_of(recipe))
+        point.update(self.model.point(recipe))
         point = {d.name: point.get(d.name, d.default) for d in self.dimensions}
+        point.update(self.model.overrides(point, recipe))
         base = self.recipe(point)
         for call in self.options:
             config = canonical(recipe.config(call))
             if config != base.config(call):
                 point[OVERRIDE + call] = spell(config)
         return point
+
+    def _value_of(self, name: str, recipe: Recipe) -> Value:
+        """Return what a recipe has in a dimension of one call or group, or in one of a transform."""
+        if name.startswith(OVERRIDE):
+            return spell(canonical(recipe.config(name.removeprefix(OVERRIDE))))
+        return self.model.value_of(name, recipe)
 
     def per_op(self) -> SearchSpace:
         """Return the same space with a dimension per call."""
@@ -205,13 +216,16 @@ class SearchSpace:
         Example:
             >>> space.narrow({"linear.algorithm": "kl", "float_calls.mse": range(5)})  # doctest: +SKIP
         """
-        options, counts = dict(self.options), dict(self.counts)
+        options, counts, model = dict(self.options), dict(self.counts), self.model
         for name, given in changes.items():
             values = [given] if isinstance(given, str | int | float) else list(given)
             if not values:
                 raise SpaceError(f"{name!r} must keep at least one value.")
             for value in values:
                 self._checked({name: value})
+            if model.is_about(name):
+                model = model.narrowed(name, values)
+                continue
             if name.startswith(FLOAT_CALLS):
                 whole = range(int(values[0]), int(values[0]) + len(values))
                 same = list(values) == list(whole)  # a range stays one: its numbers are ordered
@@ -220,7 +234,8 @@ class SearchSpace:
             for call, configs in options.items():
                 options[call] = reordered(configs, classifier(name, self.graph[call]), values)
         shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
-        return replace(self, options={n: shared.setdefault(c, c) for n, c in options.items()}, counts=counts)
+        options = {name: shared.setdefault(configs, configs) for name, configs in options.items()}
+        return replace(self, options=options, counts=counts, model=model)
 
     def table(self) -> str:
         """Return the space as a text table: a row per dimension, its default first."""
@@ -246,6 +261,9 @@ class SearchSpace:
             if key.startswith(OVERRIDE):
                 call = key.removeprefix(OVERRIDE)
                 overrides[call] = self._override(call, value)
+            elif self.model.is_about(key):
+                self.model.check(key, value)
+                point[key] = value
             elif key not in self.choices:
                 raise SpaceError(unknown("dimension", key, self.choices))
             elif value not in self.choices[key]:
@@ -268,8 +286,7 @@ class SearchSpace:
         return config
 
     def _check_inside(self, recipe: Recipe) -> None:
-        if recipe.smoothing or recipe.transforms:
-            raise SpaceError("this space holds no smoothing and no transforms, but the recipe has some.")
+        self.model.check_inside(recipe)
         for call in recipe.ops:
             if call not in self.options and recipe.config(call).precision != "fp32":
                 raise SpaceError(

@@ -27,12 +27,12 @@ from raysq.smoothquant.rescaled import divided, parameters_of
 from raysq.smoothquant.scales import largest_activations, largest_weights, smoothing_scales
 
 if TYPE_CHECKING:
-    from raysq.graph import Call
+    from raysq.graph import Call, ModelGraph
     from raysq.kernels.base import Source
     from raysq.recipe import Recipe, TensorConfig
     from raysq.smoothquant.groups import Group
 
-__all__ = ["advised_alphas", "tuned_alphas"]
+__all__ = ["advised_alphas", "smoothable", "tuned_alphas"]
 
 Vector = NDArray[np.float32]
 
@@ -61,7 +61,7 @@ def tuned_alphas(source: Source, smoothing: Smoothing, recipe: Recipe) -> dict[s
     Raises:
         RecipeError: there are no calibration statistics.
     """
-    groups = [g for g in source.graph.groups.values() if _is_smoothable(source, g, recipe)]
+    groups = [source.graph.groups[name] for name in smoothable(source.graph, recipe)]
     if not isinstance(smoothing.alpha, str):
         alpha = smoothing.alpha[0] if isinstance(smoothing.alpha, tuple) else smoothing.alpha
         return {group.name: float(alpha) for group in groups}
@@ -85,9 +85,7 @@ def advised_alphas(source: Source, recipe: Recipe) -> dict[str, float]:
         return {}
     scorer = _Scorer(source, recipe)
     found = {}
-    for group in source.graph.groups.values():
-        if not _is_smoothable(source, group, recipe):
-            continue
+    for group in (source.graph.groups[name] for name in smoothable(source.graph, recipe)):
         candidates = Smoothing().grid
         vectors = np.concatenate([np.ones((1, group.channels), np.float32), scorer.scales(group, candidates)])
         plain, *smoothed = scorer.losses(group, vectors).mean(axis=0)
@@ -98,12 +96,14 @@ def advised_alphas(source: Source, recipe: Recipe) -> dict[str, float]:
     return found
 
 
-def _is_smoothable(source: Source, group: Group, recipe: Recipe) -> bool:
-    """Whether a group has an int8 call, and is not one of convolutions that would need a multiplication."""
-    calls = [source.graph[name] for name in group.calls]
-    if not any(recipe.config(call.name).is_int8 for call in calls):
-        return False
-    return bool(group.producers) or not any(call.op.is_conv for call in calls)
+def smoothable(graph: ModelGraph, recipe: Recipe) -> list[str]:
+    """Return the groups that have an int8 call; without those of convolutions that would need a multiplication."""
+    return [
+        name
+        for name, group in graph.groups.items()
+        if any(recipe.config(call).is_int8 for call in group.calls)
+        and (group.producers or not any(graph[call].op.is_conv for call in group.calls))
+    ]
 
 
 class _Scorer:
@@ -153,7 +153,8 @@ class _Scorer:
             parts = (divided(self._stats.tensors[name], vector) for vector in vectors)
             low, high = np.transpose([config.algorithm.activation_range(part, config.grid) for part in parts])
             self._latest = key, qparams(low, high, config.grid, axis=0)
-        return self._latest[1]
+        found: QParams = self._latest[1]
+        return found
 
     def _call_losses(
         self, call: Call, vectors: Vector, activation: bool = True, weight: bool = True

@@ -24,7 +24,13 @@ FOUND = "found"  # the ranking that starts with the calls that the best recipe h
 FEW = 4  # float calls that TPE may try even where the best recipe has none
 PRUNE_FROM = 2  # float calls from which on only the ranking that lost least so far is climbed further
 SHARE = 3  # shrinking, and looking for speed, take at most max_trials / SHARE proposals each
-VARIANTS = ("bits", "algorithm", "weight_algorithm", "activation")  # features that are varied globally, in this order
+VARIANTS = (
+    "bits",
+    "algorithm",
+    "weight_algorithm",
+    "activation",
+    "rounding",
+)  # features that are varied globally, in this order
 INT8_RARELY_PAYS = ("depthwise", "add", "pool", "matmul")  # families whose float kernels are tried first
 
 
@@ -32,7 +38,8 @@ class Auto(Strategy):
     """The ladder, in this order, each step built on the best recipe so far.
 
     1. The default of the space, usually all calls in int8.
-    2. If that fails: other algorithms and schemes for all calls at once, then the best of each kind together.
+    2. If that fails: other alphas for all groups at once, each transform, other algorithms, schemes and roundings for
+       all calls at once, then the best of each kind together.
     3. If they fail: the 1, 2, 4, 8, … most sensitive calls in float, then bisection between the last number that
        failed and the first that passed; with several rankings, only the best one is climbed beyond 2.
     4. Float calls back to int8, the least sensitive first, half of them at once, then fewer.
@@ -61,27 +68,29 @@ class Auto(Strategy):
     def _vary(self, history: History) -> Steps:
         """Try other algorithms and schemes for all calls at once, then the best of each kind together."""
         default = self._base
-        variants = {
-            feature: [(value, _with_feature(self.space, feature, value, default)) for value in values]
-            for feature in VARIANTS
-            if (values := _values(self.space, feature, default))
-        }
-        for feature, candidates in variants.items():
-            for value, recipe in candidates:
+        variants = [*self.space.model.variants(default), *self._feature_variants(default)]
+        for ways in variants:
+            for label, change in ways:
                 if history.best is None:
-                    yield Proposal(recipe, f"{feature} {value}")
+                    yield Proposal(change(default), label)
         yield BARRIER
         combined = default
-        for feature, candidates in variants.items():
-            value, recipe = min(candidates, key=lambda candidate: _loss(history, candidate[1]))
-            if _loss(history, recipe) < _loss(history, default):
-                combined = _with_feature(self.space, feature, value, combined)
+        for ways in variants:
+            _, change = min(ways, key=lambda way: _loss(history, way[1](default)))
+            if _loss(history, change(default)) < _loss(history, default):
+                combined = change(combined)
         if history.best is None:
             yield Proposal(combined, "best of each")
             yield BARRIER
         best = history.best or history.closest
         if best is not None:
             self._base = best.recipe
+
+    def _feature_variants(self, default: Recipe) -> Iterator[list[tuple[str, Change]]]:
+        for feature in VARIANTS:
+            values = _values(self.space, feature, default)
+            if values:
+                yield [(f"{feature} {value}", partial(_with_feature, self.space, feature, value)) for value in values]
 
     def _fall_back(self, history: History) -> Steps:
         """Put the most sensitive calls in float: ever more until it passes, then bisect."""
