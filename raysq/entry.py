@@ -97,11 +97,15 @@ class Entry:
         Raises:
             RecipeError: a key is missing or holds something else.
         """
-        try:
-            found = {field.name: _frozen(data[field.name]) for field in fields(cls)}
-        except (KeyError, TypeError) as exc:
-            raise RecipeError(f"an op of IPEX's list needs the key {exc}; it has {list(data)}.") from exc
-        entry = cls(**found)
+        if not isinstance(data, dict):
+            raise RecipeError(f"an op of IPEX's list is an object, got {data!r}.")
+        for field in fields(cls):
+            kind = list if field.type.startswith("tuple") else int if field.type == "int" else str
+            if not isinstance(data.get(field.name), kind):
+                raise RecipeError(
+                    f"an op of IPEX's list needs {field.name!r}, a {kind.__name__}; got {data.get(field.name)!r}."
+                )
+        entry = cls(**{field.name: _frozen(data[field.name]) for field in fields(cls)})
         for side, lists in (
             ("input", (entry.input_scales, entry.input_zero_points, entry.input_quantized_dtypes)),
             ("output", (entry.output_scales, entry.output_zero_points, entry.output_quantized_dtypes)),

@@ -337,12 +337,20 @@ def test_flow_names_tensors_by_what_makes_them(tmp_path: Path) -> None:
     assert [e["id"] for e in ops.values()] == list(range(len(ops)))
 
 
-def test_without_ipex_the_reference_simulates(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "dtype"), [(torch.per_tensor_affine, "uint8"), (torch.per_tensor_symmetric, "int8")], ids=str
+)
+def test_without_ipex_the_reference_simulates(
+    scheme: torch.qscheme, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from raysq.kernels import reference
 
     monkeypatch.setattr(base, "available", reference.Engine)
     model, batches = made()
-    script = convert(model, calibrated(model, batches), batches[0])
+    conf = calibrated(model, batches, qscheme=scheme)
+    for op in saved(conf, tmp_path / "c.json"):
+        assert set(op["input_quantized_dtypes"]) == {dtype}
+    script = convert(model, QuantConf(tmp_path / "c.json"), batches[0])
     with torch.no_grad():
         assert 0 < float((script(batches[0]) - model(batches[0])).abs().max()) < 0.1
 

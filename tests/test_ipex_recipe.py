@@ -205,7 +205,8 @@ def test_what_a_recipe_cannot_hold_is_said(changes: dict[str, Any], lost: str, t
         ("nonsense", StorageError, "holds no configuration"),
         ("{}", RecipeError, "is neither"),
         ('{"schema": 1, "ops": {}}', RecipeError, "is neither"),
-        ('[{"id": 0}]', RecipeError, "needs the key 'name'"),
+        ('[{"id": 0}]', RecipeError, "needs 'name', a str; got None"),
+        ("[7]", RecipeError, "is an object, got 7"),
     ],
 )
 def test_other_files_are_refused(text: str, error: type[Exception], message: str, tmp_path: Path) -> None:

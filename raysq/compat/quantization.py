@@ -39,7 +39,8 @@ class QuantConf:
     """How a model is quantized: what a calibration found, or what a file says, edited by hand or not.
 
     Symmetric activations are int8 where the CPU has kernels for them. Without VNNI their products would saturate: they
-    are uint8 there, with the zero point in the middle.
+    are uint8 there, with the zero point in the middle, and ranges take seven of the eight bits, in both schemes.
+    Smoothing, bf16 and dynamic quantization have no place in such a file: `raysq.quantize` and a recipe have them.
 
     Args:
         configure_file: a list that `save` wrote; None where the model is calibrated.
