@@ -52,6 +52,9 @@ class HistogramBuilder:
     The result depends on the values alone, not on their order or on how they were split into batches: the width
     follows from the smallest and the largest of them, and merging pairs of bins loses nothing.
 
+    Args:
+        bins: at most this many.
+
     Example:
         >>> import torch
         >>> builder = HistogramBuilder()
@@ -61,7 +64,8 @@ class HistogramBuilder:
         (1.0, 3)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bins: int = BINS) -> None:
+        self._bins = bins
         self._lo = math.inf
         self._hi = -math.inf
         self._exponent = SMALLEST_EXPONENT
@@ -89,7 +93,7 @@ class HistogramBuilder:
         return Histogram(2.0**self._exponent, self._first, self._counts.copy())
 
     def _grow(self, lo: float, hi: float) -> None:
-        exponent = _exponent(lo, hi)
+        exponent = _exponent(lo, hi, self._bins)
         width = 2.0**exponent
         first, last = math.floor(lo / width), math.floor(hi / width)
         counts = np.zeros(last - first + 1, np.int64)
@@ -101,10 +105,10 @@ class HistogramBuilder:
         self._lo, self._hi, self._exponent, self._first, self._counts = lo, hi, exponent, first, counts
 
 
-def _exponent(lo: float, hi: float) -> int:
+def _exponent(lo: float, hi: float, bins: int) -> int:
     """Return the exponent of the smallest width for which [lo, hi] fits, which never shrinks as the range grows."""
     top = max(-lo, hi)
     exponent = max(math.frexp(top)[1] - INDEX_BITS, SMALLEST_EXPONENT) if top else SMALLEST_EXPONENT
-    while math.floor(hi / 2.0**exponent) - math.floor(lo / 2.0**exponent) >= BINS:
+    while math.floor(hi / 2.0**exponent) - math.floor(lo / 2.0**exponent) >= bins:
         exponent += 1
     return exponent

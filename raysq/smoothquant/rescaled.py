@@ -28,6 +28,8 @@ __all__ = ["divided", "parameters_of", "rescaled", "under"]
 
 Vector = NDArray[np.float32]
 
+SAMPLED_BINS = 1024  # 4 for each of 255 steps; finer ones would stay empty, as there are some 10^5 values
+
 
 def under(source: Source, recipe: Recipe) -> Source:
     """Return the model equalized and then smoothed, as a recipe says.
@@ -144,7 +146,7 @@ def divided(stats: TensorStats, vector: Vector) -> TensorStats:
         channel_mean=stats.channel_mean / vector,
         rows=rows,
     )
-    histogram = HistogramBuilder()
+    histogram = HistogramBuilder(SAMPLED_BINS)
     histogram.add(torch.from_numpy(rows))
     shrunk = [
         after / before if before else 1.0
