@@ -11,7 +11,8 @@ from raysq.errors import ModelError
 from raysq.graph import OpType
 from raysq.inspection import deployable
 from raysq.intercept import Interceptor, Operands, Site
-from raysq.plan import weight_of
+from raysq.smoothquant.groups import Producer
+from raysq.weight import weight_of
 
 
 class Twice(nn.Module):
@@ -107,9 +108,9 @@ def test_calls_have_names_and_the_model_stays_what_it_computes(model, shape, nam
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_tied_weights_share_a_name() -> None:
+def test_a_tied_weight_has_the_name_in_the_module_that_reads_it() -> None:
     graph = deployable(Tied().eval(), (torch.randn(2, 8),), {})[1]
-    assert {call.weight for call in graph.calls} == {"a.weight"}
+    assert [call.weight for call in graph.calls] == ["a.weight", "b.weight"]  # each can be changed for itself
 
 
 def test_a_weight_that_is_rows_of_a_parameter_or_lies_transposed_is_read_as_such() -> None:
@@ -195,11 +196,11 @@ def test_attention_shows_its_linear_layers() -> None:
     assert graph.blocks == ("layers.0", "layers.1")
 
 
-def test_shared_inputs_blocks_and_absorbers() -> None:
+def test_shared_inputs_blocks_and_producers() -> None:
     graph = deployable(nn.Sequential(Block(), Block()).eval(), (torch.randn(2, 8),), {})[1]
     assert graph.blocks == ("0", "1")
-    assert graph["0.up"].absorber == "0.norm"
-    assert graph["0.down"].absorber == "0.up"  # through ReLU, which a positive scale passes unchanged
+    assert graph.groups["0.up/0"].producers == (Producer(None, ("0.norm.weight", "0.norm.bias")),)
+    assert graph.groups["0.down/0"].producers == (Producer("0.up", ("0.up.bias",)),)  # through ReLU
     assert graph["0.up"].macs == 2 * 8 * 16
 
 

@@ -282,7 +282,7 @@ def test_a_dynamic_recipe_needs_no_statistics() -> None:
     ("recipe", "says"),
     [
         (Recipe({"nope": FP32}), "unknown call"),
-        (Recipe({}, smoothing={"0": 0.5}), "smoothing"),
+        (Recipe({}, smoothing={"0": 0.5}), "unknown group to smooth"),
     ],
 )
 def test_what_a_backend_cannot_run_is_refused(recipe: Recipe, says: str) -> None:
