@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from raysq.adaround import adaround
 from raysq.arithmetic import Grid, QParams, qparams
+from raysq.bias_correction import output_shift
 from raysq.graph import Call, OpType
-from raysq.recipe import Approach, Granularity, OpConfig, Recipe, TensorConfig
+from raysq.layer import fields, rounded, tensor
+from raysq.recipe import Approach, OpConfig, Recipe, Rounding, TensorConfig, Transform
+from raysq.weight import channel_axis, weight_of, weight_params
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
 
-__all__ = ["CallPlan", "Planner", "channel_axis", "weight_of", "weight_params"]
+__all__ = ["CallPlan", "Planner"]
+
+Floats = NDArray[np.float32]
 
 POOLS = (OpType.MAX_POOL, OpType.AVG_POOL)
 FULL_U8, FULL_S8 = Grid(0, 255, symmetric=False), Grid(-128, 127, symmetric=True)  # results are never read saturating
@@ -44,9 +50,9 @@ class CallPlan:
     inputs: tuple[QParams | None, ...] = ()
     weights: Mapping[int, QParams] | None = None
     output: QParams | None = None
-    multiplier: NDArray[np.float32] | None = None
-    rounded: NDArray[np.float32] | None = None
-    shift: NDArray[np.float32] | None = None
+    multiplier: Floats | None = None
+    rounded: Floats | None = None
+    shift: Floats | None = None
     reason: str = ""
 
 
@@ -60,6 +66,7 @@ class Planner:
         self._weights = {n: p.detach().numpy() for n, p in source.model.named_parameters(remove_duplicate=False)}
         self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
         self._weight_cache: dict[tuple[object, ...], QParams] = {}
+        self._adaptations: dict[tuple[object, ...], tuple[Floats | None, Floats | None]] = {}
 
     def plan(self, recipe: Recipe, left_in_float: Mapping[str, str] | None = None) -> dict[str, CallPlan]:
         """Return the plan of every call of the graph; calls named in `left_in_float` stay there, for its reason."""
@@ -98,7 +105,30 @@ class Planner:
             riding = next((i for i in range(2) if self._rides(call, i, plans)), None)
             if riding is not None:
                 inputs[riding] = None
-        return CallPlan(config, tuple(inputs), weights)
+        plan = CallPlan(config, tuple(inputs), weights)
+        return self._adapted(call, plan, Transform.BIAS_CORRECTION in recipe.transforms)
+
+    def _adapted(self, call: Call, plan: CallPlan, corrected: bool) -> CallPlan:
+        """Round the weight by looking at data and make up for the mean error, where that is asked for."""
+        adaptive = plan.config.rounding is Rounding.ADAROUND
+        if not (adaptive or corrected) or not (call.op.is_conv or call.op is OpType.LINEAR):
+            return plan
+        assert self._stats is not None and plan.inputs[0] is not None and plan.weights is not None
+        key = (call.name, plan.config, corrected)
+        if key not in self._adaptations:
+            weight = tensor(weight_of(call, self._weights[str(call.weight)]))
+            exact = fields(call, tensor(self._stats.tensors[call.tensors[0]].rows), weight)
+            chosen = shift = None
+            if exact is not None:
+                int8 = rounded(exact, plan.inputs[0])
+                if adaptive:
+                    chosen = adaround(call, weight, plan.weights[0], exact, int8)
+                if corrected:
+                    int8_weight = rounded(weight if chosen is None else tensor(chosen), plan.weights[0])
+                    shift = output_shift(call, exact, int8, weight, int8_weight)
+            self._adaptations[key] = (chosen, shift)
+        chosen, shift = self._adaptations[key]
+        return replace(plan, rounded=chosen, shift=shift)
 
     def _lstm(self, call: Call, config: OpConfig) -> CallPlan:
         """Plan an LSTM for oneDNN's int8 kernel.
@@ -169,28 +199,6 @@ class Planner:
             weight = weight_of(call, self._weights[name])
             self._weight_cache[key] = weight_params(weight, config, channel_axis(call))
         return self._weight_cache[key]
-
-
-def weight_of(call: Call, parameter: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a call's weight from a parameter that holds it; those of an LSTM all have its first one's rows."""
-    if call.weight_transposed:
-        return parameter.T
-    return parameter[call.weight_start : call.weight_start + call.weight_shape[0]]
-
-
-def channel_axis(call: Call) -> int:
-    """Return the axis of a weight that its output channels run along."""
-    return 1 if call.op.value.startswith("conv_transpose") else 0
-
-
-def weight_params(weight: NDArray[np.float32], config: TensorConfig, axis: int) -> QParams:
-    """Return scale and zero point of a weight, one per channel of `axis` or one in all."""
-    per_channel = config.granularity is Granularity.PER_CHANNEL
-    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if per_channel else weight.reshape(1, -1)
-    low, high = config.algorithm.weight_range(rows, config.grid)
-    if per_channel:
-        return qparams(low, high, config.grid, axis)
-    return qparams(low[0], high[0], config.grid)
 
 
 def _runs_int8(plan: CallPlan) -> bool:

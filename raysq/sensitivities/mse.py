@@ -13,8 +13,8 @@ from raysq.calibration.minmax import MinMax
 from raysq.calibration.mse import expected_error
 from raysq.graph import OpType
 from raysq.layer import TINY, fields, noise_to_signal, outputs, rounded, tensor
-from raysq.plan import channel_axis, weight_of, weight_params
 from raysq.recipe import Approach
+from raysq.weight import channel_axis, weight_of, weight_params
 
 if TYPE_CHECKING:
     from raysq.graph import Call, ModelGraph

@@ -20,11 +20,11 @@ from raysq.arithmetic import QParams, qparams
 from raysq.errors import RecipeError
 from raysq.layer import TINY, fields, rounded, tensor
 from raysq.options import SharedCriterion, Smoothing
-from raysq.plan import channel_axis, weight_of
 from raysq.recipe import Granularity
 from raysq.smoothquant.blockwise import refined_alphas
 from raysq.smoothquant.rescaled import divided, parameters_of
 from raysq.smoothquant.scales import largest_activations, largest_weights, smoothing_scales
+from raysq.weight import channel_axis, weight_of
 
 if TYPE_CHECKING:
     from raysq.graph import Call, ModelGraph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from raysq.intercept import Interceptor
 from raysq.kernels.insertion import Insertion
 from raysq.kernels.reference import Numerics
 from raysq.layer import TINY
+from raysq.smoothquant.rescaled import scaled_by
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
@@ -57,7 +59,7 @@ class _Block:
     """A block of the model with the inputs that it got, and what it made of them in fp32."""
 
     def __init__(self, source: Source, path: str) -> None:
-        self._source = source
+        self._source = replace(source, absorb=False)  # the kept inputs are those of a block that nothing divides
         self._path = path
         items = source.stats.items if source.stats is not None else ()
         self.inputs = [tree_map(_tensor, item.blocks[path]) for item in items if path in item.blocks]
@@ -65,7 +67,7 @@ class _Block:
 
     def error(self, recipe: Recipe) -> float:
         """Return the noise-to-signal ratio of the block's outputs under a recipe."""
-        scaled = self._source.under(recipe)
+        scaled = scaled_by(self._source, replace(recipe, transforms=()))
         noise = signal = 0.0
         for exact, noisy in zip(self._exact, self._outputs(scaled, scaled.planner.plan(recipe)), strict=True):
             noise += float((exact - noisy).square().sum())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raysq.plan import weight_of
+from raysq.weight import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
