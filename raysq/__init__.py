@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysq import errors
 from raysq.api import inspect, load, prepare, quantize, search_space, trainable, tune
 from raysq.calibration_data import Calibration
-from raysq.options import Goal, Latency, Workers
+from raysq.options import Goal, Latency, Smoothing, Workers
 from raysq.recipe import Recipe
 from raysq.result import Result
 
@@ -28,6 +28,7 @@ __all__ = [
     "Latency",
     "Recipe",
     "Result",
+    "Smoothing",
     "Workers",
     "errors",
     "inspect",
