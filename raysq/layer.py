@@ -15,12 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysq.arithmetic import QParams
-from raysq.plan import channel_axis
+from raysq.weight import channel_axis
 
 if TYPE_CHECKING:
     from raysq.graph import Call
 
-__all__ = ["TINY", "fields", "noise_to_signal", "outputs", "rounded", "tensor"]
+__all__ = [
+    "TINY",
+    "fields",
+    "grouped",
+    "matrix",
+    "noise_to_signal",
+    "outputs",
+    "rounded",
+    "scale_and_zero",
+    "tensor",
+    "unmatrix",
+]
 
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -43,15 +54,36 @@ def fields(call: Call, rows: Tensor, weight: Tensor) -> Tensor | None:
 
 def outputs(call: Call, rows: Tensor, weight: Tensor) -> Tensor:
     """Return what the call makes of its rows, without its bias; a transposed convolution has one per kernel place."""
-    groups, inputs = call.groups, rows[0].numel() // call.groups
-    matrix = weight.reshape(groups, inputs, -1) if channel_axis(call) else weight.reshape(groups, -1, inputs).mT
-    return rows.reshape(len(rows), groups, inputs).transpose(0, 1) @ matrix
+    return grouped(call, rows) @ matrix(call, weight)
+
+
+def grouped(call: Call, rows: Tensor) -> Tensor:
+    """Return rows as (groups, n, inputs)."""
+    return rows.reshape(len(rows), call.groups, -1).transpose(0, 1)
+
+
+def matrix(call: Call, weight: Tensor) -> Tensor:
+    """Return a weight as (groups, inputs, outputs)."""
+    if channel_axis(call):
+        return weight.reshape(call.groups, len(weight) // call.groups, -1)
+    return weight.reshape(call.groups, -1, weight[0].numel()).mT
+
+
+def unmatrix(call: Call, values: Tensor, shape: torch.Size) -> Tensor:
+    """Return (groups, inputs, outputs) in a weight's shape."""
+    return (values if channel_axis(call) else values.mT).reshape(shape)
+
+
+def scale_and_zero(p: QParams, dims: int) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point in a shape that broadcasts against a tensor of `dims` axes."""
+    shape = [-1 if axis == p.axis else 1 for axis in range(dims)]
+    scale, zero = (torch.from_numpy(np.asarray(v)).reshape(shape) for v in (p.scale, p.zero_point))
+    return scale, zero
 
 
 def rounded(values: Tensor, p: QParams) -> Tensor:
     """Quantize and dequantize, as `raysq.arithmetic` to the bit; torch's fake-quantize takes 5 times as long."""
-    shape = [-1 if axis == p.axis else 1 for axis in range(values.dim())]
-    scale, zero = (torch.from_numpy(np.asarray(v)).reshape(shape) for v in (p.scale, p.zero_point))
+    scale, zero = scale_and_zero(p, values.dim())
     levels: Tensor = (values * (1 / scale)).round_().add_(zero).clamp_(p.grid.qmin, p.grid.qmax)
     return levels.sub_(zero).mul_(scale)
 
