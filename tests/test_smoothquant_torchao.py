@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import io
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from torchao.quantization import quantize_  # noqa: E402
 from raysq.torchao import SmoothQuantConfig, SmoothQuantTensor, insert_smoothquant_observers_  # noqa: E402
 from raysq.torchao.kernel import int8_product  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 OUTLIER = 3  # a channel 100 times as large as the others
 
 
@@ -289,7 +292,6 @@ def test_nan_stays_nan_where_activations_are_dynamic():
     assert int8(x).isnan().all(1).tolist() == [True, False]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_torch_compile_computes_the_same():
     int8, x = quantized(mlp(), inputs(50, 24)), inputs(4, 24)
@@ -346,3 +348,16 @@ def test_without_torchao_the_command_is_named(monkeypatch):
     with pytest.raises(BackendError, match=r"pip install 'raysq\[torchao\]'") as caught:
         importlib.import_module("raysq.torchao")
     assert isinstance(caught.value, ImportError)
+
+
+def test_the_example_s_smoothed_model_is_nearer_to_fp32(monkeypatch):
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "torchao_smoothquant.py")
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "example", example)  # where its dataclass looks for its types
+    spec.loader.exec_module(example)
+    for name in ("STEPS", "ROUNDS", "CALIBRATION_BATCHES", "TEST_BATCHES"):
+        monkeypatch.setattr(example, name, 2)
+    fp32, *int8 = example.table()
+    loss_added = {row.name: abs(row.perplexity - fp32.perplexity) for row in int8}
+    assert loss_added["smoothed, static"] < loss_added["int8, static"] / 5
+    assert all(row.size_bytes < fp32.size_bytes / 3 for row in int8)
