@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raysq.errors import BackendError, OptionError, RecipeError, unknown
 from raysq.graph import OpType
@@ -19,14 +19,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from raysq.deployed import Deployed
-    from raysq.graph import ModelGraph
+    from raysq.graph import Call, ModelGraph
     from raysq.plan import Planner
     from raysq.recipe import Recipe
     from raysq.stats import CalibrationStats
 
-__all__ = ["BACKENDS", "Backend", "BuiltModel", "Capabilities", "OpCapability", "Source", "available", "check", "get"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BuiltModel",
+    "Capabilities",
+    "OpCapability",
+    "Selective",
+    "Source",
+    "available",
+    "check",
+    "get",
+]
 
-BACKENDS: Mapping[str, str] = {"ipex": "raysq.kernels.ipex", "reference": "raysq.kernels.reference"}
+BACKENDS: Mapping[str, str] = {
+    "ipex": "raysq.kernels.ipex",
+    "ipex_qconf": "raysq.kernels.ipex_qconf",
+    "reference": "raysq.kernels.reference",
+}
 PREFERRED = ("ipex", "reference")  # order in which backend=None looks for one that is available
 
 
@@ -50,12 +65,22 @@ class Capabilities:
         ops: per kind of call; a kind that is missing stays in float.
         isa: instruction sets that matter, such as "avx512_vnni".
         reduce_range: whether int8 products can saturate here, so that 7 bits are the default and 8 are a choice.
+        transforms: changes of the whole model that it builds.
+        smooths: types of modules whose own calls may be smoothed; None: any call, and what makes an activation may
+            absorb its scales.
     """
 
     backend: str
     ops: Mapping[OpType, OpCapability]
     isa: tuple[str, ...]
     reduce_range: bool
+    transforms: tuple[Transform, ...] = tuple(Transform)
+    smooths: tuple[str, ...] | None = None
+
+    def may_smooth(self, call: Call) -> bool:
+        """Whether the input of a call may be divided by scales."""
+        own = call.module != "" and call.name.partition("#")[0] == call.module
+        return self.smooths is None or (own and call.module_type in self.smooths)
 
     def why_not(self, op: OpType, config: OpConfig) -> str:
         """Say why a kind of call can't run under a configuration; "" if it can."""
@@ -192,6 +217,14 @@ class Backend(Protocol):
             RecipeError: the recipe asks for what this backend can't run.
             BackendError: the build itself failed.
         """
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A backend that lacks single calls of a kind that it runs otherwise."""
+
+    def unseen(self, source: Source) -> Mapping[str, str]:
+        """Return the calls of a model that can't run in int8, and why; asked once, before its space is searched."""
 
 
 def get(name: str) -> Backend:

@@ -44,7 +44,12 @@ class ModelChoices:
 
     @classmethod
     def of(
-        cls, graph: ModelGraph, groups: Sequence[str], alphas: Mapping[str, float], everywhere: tuple[float, ...] = ()
+        cls,
+        graph: ModelGraph,
+        groups: Sequence[str],
+        alphas: Mapping[str, float],
+        everywhere: tuple[float, ...] = (),
+        transforms: Sequence[Transform] = tuple(Transform),
     ) -> ModelChoices:
         """Return the choices of a model: smoothing as advised and no transform first.
 
@@ -53,6 +58,7 @@ class ModelChoices:
             groups: those that may be smoothed.
             alphas: what is advised, by group.
             everywhere: alphas to try for all groups at once.
+            transforms: those that the backend builds.
         """
         kinds: dict[str, list[str]] = {}
         for name in groups:
@@ -62,10 +68,13 @@ class ModelChoices:
         values: dict[str, tuple[Value, ...]] = {
             kind: (*([AUTO] if any(g in alphas for g in names) else []), OFF, *GRID) for kind, names in kinds.items()
         }
-        if any(g.producers and all(p.call for p in g.producers) for g in graph.groups.values()):
-            values[Transform.EQUALIZATION.value] = (False, True)
-        if any(call.op.is_conv or call.op == "linear" for call in graph.calls):
-            values[Transform.BIAS_CORRECTION.value] = (False, True)
+        fits = {
+            Transform.EQUALIZATION: any(
+                g.producers and all(p.call for p in g.producers) for g in graph.groups.values()
+            ),
+            Transform.BIAS_CORRECTION: any(call.op.is_conv or call.op == "linear" for call in graph.calls),
+        }
+        values.update({t.value: (False, True) for t in Transform if t in transforms and fits[t]})
         return cls({kind: tuple(names) for kind, names in kinds.items()}, alphas, values, everywhere)
 
     @cached_property

@@ -151,11 +151,15 @@ def prepare(
     left_in_float = {**graph.left_in_float, **_without_kernel(graph, capabilities)}
     build_s = 0.0
     if not isinstance(space, SearchSpace):
+        if isinstance(engine, base.Selective):
+            unseen = engine.unseen(source)
+            searched = _without_int8(searched, unseen)
+            left_in_float |= unseen
         probed = probe(searched, source, engine)
         searched, build_s = probed.space, probed.build_s
         left_in_float |= probed.left_in_float
         if stats is not None:
-            searched = _ranked(_smoothed(searched, source, smoothing), source)
+            searched = _ranked(_smoothed(searched, source, smoothing, capabilities), source)
     latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else as_call(latency_inputs)
     return Prepared(
         source=source,
@@ -171,7 +175,15 @@ def prepare(
     )
 
 
-def _smoothed(space: SearchSpace, source: Source, smoothing: Smoothing | bool | None) -> SearchSpace:
+def _without_int8(space: SearchSpace, calls: Mapping[str, str]) -> SearchSpace:
+    """Return the space in which some calls stay in float."""
+    options = {n: tuple(c for c in cs if not (c.is_int8 and n in calls)) for n, cs in space.options.items()}
+    return replace(space, options={name: configs for name, configs in options.items() if configs})
+
+
+def _smoothed(
+    space: SearchSpace, source: Source, smoothing: Smoothing | bool | None, capabilities: Capabilities
+) -> SearchSpace:
     """Return the space with what may be chosen beside the calls, alphas as found for its default recipe."""
     default = space.default()
     if isinstance(smoothing, Smoothing):
@@ -179,8 +191,14 @@ def _smoothed(space: SearchSpace, source: Source, smoothing: Smoothing | bool | 
     else:
         alphas = {} if smoothing is False else advised_alphas(source, default)
     everywhere = smoothing.alpha if isinstance(smoothing, Smoothing) and isinstance(smoothing.alpha, tuple) else ()
-    groups = smoothable(source.graph, default)
-    return replace(space, model=ModelChoices.of(source.graph, groups, alphas, everywhere))
+    groups = [
+        name
+        for name in smoothable(source.graph, default)
+        if all(map(capabilities.may_smooth, (source.graph[call] for call in source.graph.groups[name].calls)))
+    ]
+    alphas = {name: alpha for name, alpha in alphas.items() if name in groups}
+    model = ModelChoices.of(source.graph, groups, alphas, everywhere, capabilities.transforms)
+    return replace(space, model=model)
 
 
 def _ranked(space: SearchSpace, source: Source) -> SearchSpace:
