@@ -43,6 +43,7 @@ COMBINE: Mapping[SharedCriterion, Callable[..., Any]] = {
     SharedCriterion.MIN: np.min,
     SharedCriterion.MAX: np.max,
 }
+ADVISED = Smoothing(alpha_step=0.2)  # candidates: their errors form a flat valley
 ABSORBED_GAIN = 0.9  # smoothing that costs nothing is advised where it leaves at most this share of the error
 COMPUTED_GAIN = 0.5  # one multiplication per value should buy more
 NEGLIGIBLE = 1e-4  # noise-to-signal ratio (40 dB) below which a multiplication is not worth its time
@@ -86,7 +87,7 @@ def advised_alphas(source: Source, recipe: Recipe) -> dict[str, float]:
     scorer = _Scorer(source, recipe)
     found = {}
     for group in (source.graph.groups[name] for name in smoothable(source.graph, recipe)):
-        candidates = Smoothing().grid
+        candidates = ADVISED.grid
         vectors = np.concatenate([np.ones((1, group.channels), np.float32), scorer.scales(group, candidates)])
         plain, *smoothed = scorer.losses(group, vectors).mean(axis=0)
         best = int(np.argmin(smoothed))

@@ -196,6 +196,9 @@ class Auto(Strategy):
                 yield f"{name} in {precisions[0]}", partial(_in_float, space, members[name], precisions[0])
             if not any(start.config(call).is_int8 for call in members[name]):
                 yield f"{name} in int8", partial(self._in_int8, members[name])
+        free = {group: alpha for group, alpha in start.smoothing.items() if space.graph.groups[group].producers}
+        if free != dict(start.smoothing):
+            yield "smoothing where it is free", partial(Recipe.with_smoothing, smoothing=free)
         for value in _values(space, "activation", start):
             yield f"activation {value}", partial(_with_feature, space, "activation", value)
         for precision in precisions:
