@@ -22,15 +22,14 @@ __all__ = ["Group", "Producer", "find_groups"]
 
 ROW_NORMS = ("layer_norm", "rms_norm")  # parameters along the last axis
 CHANNEL_NORMS = ("batch_norm", "group_norm", "instance_norm")  # along axis 1
+GAINS = ("weight", "gamma", "scale")  # what the only parameter of a norm is called, unless it is a mere bias
 SHAPES = ("flatten", "view", "reshape", "squeeze", "unsqueeze")
-HOMOGENEOUS = {
-    *("relu", "leaky_relu", "prelu", "dropout", "contiguous", "clone", "detach", "to", "float", "abs", "neg"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "interpolate"),
+ELEMENTWISE = ("relu", "leaky_relu", "prelu", "dropout", "contiguous", "clone", "detach", "float", "abs", "neg")
+POOLS = {  # to the number of last axes that they mix; without a batch axis, channels may be among them
+    f"{kind}_pool{axes}d": axes for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for axes in (1, 2, 3)
 }
 SUMS = ("add", "sub", "__sub__", "__rsub__")
-PRODUCTS = ("mul", "__mul__", "__rmul__", "multiply")
-DIVISIONS = ("div", "__truediv__", "divide", "true_divide")
+PRODUCTS = ("mul", "__mul__", "__rmul__", "multiply")  # not `div`, which may round: the record doesn't say
 VIEWS = ("split", "chunk", "__getitem__", "t", "transpose", "unflatten", "T", "mT")
 
 
@@ -75,10 +74,11 @@ def find_groups(graph: ModelGraph) -> dict[str, Group]:
     for call in graph.calls:
         if call.name in grouped or not _has_matrix(call) or not graph.node_of[call.name].inputs:
             continue
-        group = _absorbed(graph, call) or _computed(graph, call)
-        if group is not None and _may_change(graph, group):
-            groups[group.name] = group
-            grouped.update(group.calls)
+        for group in (_absorbed(graph, call), _computed(graph, call)):
+            if group is not None and grouped.isdisjoint(group.calls) and _may_change(graph, group):
+                groups[group.name] = group
+                grouped.update(group.calls)
+                break
     return groups
 
 
@@ -95,6 +95,7 @@ class _Stream:
     axes: dict[int, int] = field(default_factory=dict)  # value to the axis of its channels
     calls: dict[str, None] = field(default_factory=dict)
     producers: dict[int, Producer] = field(default_factory=dict)  # by the index of their node
+    products: list[Node] = field(default_factory=list)
 
     def follow(self, value: int, axis: int) -> None:
         """Add an activation and all that must be divided with it.
@@ -116,6 +117,8 @@ class _Stream:
             pending += self._up(maker, value, axis)
             for reader in self.graph.readers.get(value, ()):
                 pending += self._down(reader, value, axis)
+        if any((one in self.axes) == (other in self.axes) for one, other in (node.inputs for node in self.products)):
+            raise _InexactError  # divided twice: a product of an activation and its own ReLU
 
     def _shape(self, value: int) -> tuple[int, ...]:
         maker = self.graph.makers[value]
@@ -128,16 +131,14 @@ class _Stream:
             return
         if maker.function in SUMS and len(maker.inputs) == 2:
             for other in maker.inputs:
-                yield other, self._moved(value, axis, other)
+                yield other, self._moved(maker, value, axis, other)
         elif maker.function in PRODUCTS and len(maker.inputs) == 2:
-            divided = [v for v in maker.inputs if v in self.axes]
-            if len(divided) > 1:
-                raise _InexactError
-            if not divided:
+            self.products.append(maker)
+            if not any(v in self.axes for v in maker.inputs):
                 factor = self._factor(maker, value, axis)
-                yield factor, self._moved(value, axis, factor)
+                yield factor, self._moved(maker, value, axis, factor)
         elif _is_homogeneous(maker):
-            yield maker.inputs[0], self._moved(value, axis, maker.inputs[0])
+            yield maker.inputs[0], self._moved(maker, value, axis, maker.inputs[0])
         else:
             raise _InexactError
 
@@ -148,11 +149,10 @@ class _Stream:
                 raise _InexactError
             self.calls[call.name] = None
             return
-        product = reader.function in PRODUCTS and len(reader.inputs) == 2 and reader.inputs[0] != reader.inputs[1]
-        summed = reader.function in SUMS and len(reader.inputs) == 2
-        if not (product or summed or _is_homogeneous(reader)):
+        combined = reader.function in (*SUMS, *PRODUCTS) and len(reader.inputs) == 2
+        if not (combined or _is_homogeneous(reader)):
             raise _InexactError
-        yield reader.outputs[0], self._moved(value, axis, reader.outputs[0])
+        yield reader.outputs[0], self._moved(reader, value, axis, reader.outputs[0])
 
     def _producer(self, maker: Node, axis: int) -> Producer | None:
         """Return how a node absorbs a division of its result along an axis, None if it can't."""
@@ -164,18 +164,21 @@ class _Stream:
             bias = tuple(name for name in vectors if name != call.weight)
             if call.weight is None or len(maker.inputs) != 1 or axis != _matrix_axis(call):
                 raise _InexactError
-            if len(trained) > 1 + len(bias):
-                raise _InexactError  # a bias that more than one value is made of
+            if set(maker.parameters) != {call.weight, *bias}:
+                raise _InexactError  # a bias that more than one value is made of, or that is a buffer
             return Producer(call.name, bias)
-        if maker.function in ROW_NORMS:
-            normalized = axis == last and all(shape == (self.channels,) for shape in trained.values())
-            return Producer(None, vectors) if vectors and normalized else None
-        if maker.function in CHANNEL_NORMS:
-            return Producer(None, vectors) if vectors and axis == 1 else None
-        if maker.function in PRODUCTS and len(maker.inputs) == 1 and len(trained) == 1 and vectors:
+        if len(maker.inputs) != 1 or not vectors or len(vectors) != len(trained):
+            return None
+        if maker.function in (*ROW_NORMS, *CHANNEL_NORMS):
+            statistics = 2 if maker.function == "batch_norm" else 0  # are buffers
+            whole = len(vectors) == 2 or vectors[0].rpartition(".")[2] in GAINS
+            whole = whole and len(maker.parameters) == len(vectors) + statistics
+            along = axis == (last if maker.function in ROW_NORMS else 1)
+            return Producer(None, vectors) if whole and along else None
+        if maker.function in PRODUCTS and len(maker.parameters) == 1:
             shape = trained[vectors[0]]
-            aligned = len(shape) <= last + 1 and shape[len(shape) - (last + 1 - axis)] == self.channels
-            return Producer(None, vectors) if aligned and maker.inputs[0] not in self.axes else None
+            place = len(shape) - (last + 1 - axis)
+            return Producer(None, vectors) if place >= 0 and shape[place] == self.channels else None
         return None
 
     def _factor(self, product: Node, value: int, axis: int) -> int:
@@ -188,14 +191,17 @@ class _Stream:
                 return factor
         raise _InexactError
 
-    def _moved(self, value: int, axis: int, other: int) -> int:
-        """Return where the channels are in a value that is made of another, or that another is made of."""
+    def _moved(self, node: Node, value: int, axis: int, other: int) -> int:
+        """Return where the channels are in another value, of which a node makes this one or the reverse."""
         if other not in self.graph.makers:
             raise _InexactError
         ours, theirs = self._shape(value), self._shape(other)
-        if len(ours) == len(theirs) and ours[axis] == theirs[axis] and (ours == theirs or axis < 2):
-            return axis
-        return _same_axis(ours, axis, theirs)
+        if node.function in SHAPES:
+            return _same_axis(ours, axis, theirs)
+        mixed = len(ours) - 2 if node.function == "interpolate" else POOLS.get(node.function, 0)
+        if len(ours) != len(theirs) or ours[axis] != theirs[axis] or axis >= len(ours) - mixed:
+            raise _InexactError
+        return axis
 
 
 def _same_axis(ours: tuple[int, ...], axis: int, theirs: tuple[int, ...]) -> int:
@@ -215,8 +221,8 @@ def _same_axis(ours: tuple[int, ...], axis: int, theirs: tuple[int, ...]) -> int
 
 def _absorbed(graph: ModelGraph, call: Call) -> Group | None:
     """Return the group of the whole stream that a call reads, None if its division can't be absorbed."""
-    if not graph.out_of_place:
-        return None  # a tensor is read under a name that the record doesn't follow
+    if not graph.out_of_place or not graph.outputs:
+        return None  # what the record doesn't follow: tensors that are read under another name, returned in a class
     axis = _matrix_axis(call)
     stream = _Stream(graph, call.input_shapes[0][axis])
     try:
@@ -242,47 +248,55 @@ def _absorbed(graph: ModelGraph, call: Call) -> Group | None:
     )
 
 
-def _computed(graph: ModelGraph, call: Call) -> Group:
-    """Return the group of the calls that read the same activation."""
-    calls = tuple(c.name for c in graph.calls if _has_matrix(c) and c.tensors[:1] == call.tensors[:1])
-    channels = call.input_shapes[0][_matrix_axis(call)]
-    return Group(call.tensors[0], channels, call.tensors, calls)
+def _computed(graph: ModelGraph, call: Call) -> Group | None:
+    """Return the group of the calls that read the same activation, None if its statistics are along another axis."""
+    first = next(c for c in graph.calls if call.tensors[0] in c.tensors)
+    dimensions = len(first.input_shapes[first.tensors.index(call.tensors[0])])
+    if activation_axis(first.op, dimensions) % dimensions != _matrix_axis(call):
+        return None
+    alike = (c for c in graph.calls if _has_matrix(c) and c.tensors == call.tensors)
+    calls = tuple(c.name for c in alike if _matrix_axis(c) == _matrix_axis(call))
+    return Group(call.tensors[0], call.input_shapes[0][_matrix_axis(call)], call.tensors, calls)
 
 
 def _may_change(graph: ModelGraph, group: Group) -> bool:
-    """Whether every weight of a group is a parameter, and nothing else reads the parameters that it changes."""
-    producers = {producer.call for producer in group.producers if producer.call is not None}
-    for names in (set(group.calls), producers):
-        for name in names:
-            weight = graph[name].weight
-            if weight is None:
+    """Whether every weight of a group is a parameter, and nothing else reads what it changes."""
+    producers = tuple(producer.call for producer in group.producers if producer.call is not None)
+    for names in (group.calls, producers):
+        ours = [graph[name] for name in names]
+        for call in ours:
+            if call.weight is None:
                 return False
-            if not all(node.call in names or _reads_other_rows(graph, node, names) for node in _readers(graph, weight)):
-                return False
+            for node in _readers(graph, call.weight):
+                reader = None if node.call is None else graph[node.call]
+                if reader is None or reader.weight != call.weight:
+                    return False
+                if not (_reads_other_rows(reader, call) or (reader in ours and _reads_alike(reader, call))):
+                    return False
     vectors = (vector for producer in group.producers for vector in producer.vectors)
     return all(len(list(_readers(graph, vector))) == 1 for vector in vectors)
 
 
-def _reads_other_rows(graph: ModelGraph, node: Node, names: set[str]) -> bool:
-    """Whether a call reads other rows of a parameter than those named do."""
-    if node.call is None:
-        return False
-    other = graph[node.call]
-    rows = range(other.weight_start, other.weight_start + (other.weight_shape or (0,))[0])
-    ours = [graph[name] for name in names if graph[name].weight == other.weight]
-    return not other.weight_transposed and all(
-        not call.weight_transposed
-        and (rows.stop <= call.weight_start or call.weight_start + call.weight_shape[0] <= rows.start)
-        for call in ours
+def _reads_other_rows(one: Call, other: Call) -> bool:
+    """Whether two calls read different rows of one parameter."""
+    (first, last), (start, end) = ((c.weight_start, c.weight_start + c.weight_shape[0]) for c in (one, other))
+    return not (one.weight_transposed or other.weight_transposed) and (last <= start or end <= first)
+
+
+def _reads_alike(one: Call, other: Call) -> bool:
+    """Whether two calls read the same rows of one parameter, with the same meaning."""
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("op", "groups", "weight_start", "weight_shape", "weight_transposed")
     )
 
 
 def _readers(graph: ModelGraph, parameter: str) -> Iterator[Node]:
-    """Yield the nodes that compute with a parameter, seen through views of it."""
+    """Yield the nodes that compute with a parameter, seen through views of it unless the model returns those."""
     for node in graph.nodes:
         if parameter not in node.parameters:
             continue
-        if node.function in VIEWS and not node.inputs:
+        if node.function in VIEWS and not node.inputs and not set(node.outputs) & set(graph.outputs):
             yield from (reader for value in node.outputs for reader in graph.readers.get(value, ()))
         else:
             yield node
@@ -291,9 +305,9 @@ def _readers(graph: ModelGraph, parameter: str) -> Iterator[Node]:
 def _is_homogeneous(node: Node) -> bool:
     if len(node.inputs) != 1:
         return False
-    if node.function in (*PRODUCTS, *DIVISIONS):
+    if node.function in PRODUCTS:
         return not node.parameters  # by a number
-    return node.function in HOMOGENEOUS or node.function in SHAPES
+    return node.function in (*ELEMENTWISE, *SHAPES, *POOLS, "interpolate")
 
 
 def _has_matrix(call: Call) -> bool:
