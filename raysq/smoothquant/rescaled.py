@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from raysq.errors import RecipeError, unknown
 from raysq.histogram import HistogramBuilder
-from raysq.plan import weight_of
-from raysq.recipe import Transform
+from raysq.inspection import ROUNDING, same_outputs
+from raysq.intercept import Interceptor
+from raysq.kernels.insertion import Insertion
+from raysq.kernels.reference import Numerics
+from raysq.recipe import Recipe, Transform
 from raysq.smoothquant.scales import equalization_scales, largest_activations, largest_weights, smoothing_scales
+from raysq.structure import describe
+from raysq.weight import weight_of
 
 if TYPE_CHECKING:
     from raysq.graph import Call
     from raysq.kernels.base import Source
-    from raysq.recipe import Recipe
     from raysq.stats import CalibrationStats, TensorStats
 
-__all__ = ["divided", "parameters_of", "rescaled", "under"]
+__all__ = ["divided", "parameters_of", "rescaled", "scaled_by", "under"]
+
+log = logging.getLogger("raysq")
 
 Vector = NDArray[np.float32]
 
@@ -32,17 +39,38 @@ SAMPLED_BINS = 1024  # 4 for each of 255 steps; finer ones would stay empty, as 
 
 
 def under(source: Source, recipe: Recipe) -> Source:
-    """Return the model equalized and then smoothed, as a recipe says.
+    """Return the model equalized and then smoothed, as a recipe says, and make sure that in fp32 it is the same.
+
+    The record of a forward doesn't see all that one can do to a tensor: scripted functions, `vmap`, `h[:, 0] = 1`.
+    Where the example inputs show that an absorbed division was read by such, it is computed instead.
+
+    Raises:
+        RecipeError: an unknown group, fixed scales of another length, smoothing without statistics; the model can't
+            be scaled.
+    """
+    scaled = scaled_by(source, recipe)
+    if scaled is source or _is_exact(source, scaled):
+        return scaled
+    if source.absorb and recipe.smoothing and Transform.EQUALIZATION not in recipe.transforms:
+        log.warning("smoothing scales can't be absorbed, as the model does more than was recorded: they are computed.")
+        return under(replace(source, absorb=False), recipe)
+    raise RecipeError(
+        "this recipe's scales change what the model computes in fp32: it reads activations or weights in ways that "
+        "can't be recorded (scripted functions, vmap, item assignment). Leave smoothing and equalization away."
+    )
+
+
+def scaled_by(source: Source, recipe: Recipe) -> Source:
+    """Return the model equalized and then smoothed, as a recipe says; equalization is absorbed in any case.
 
     Raises:
         RecipeError: an unknown group, fixed scales of another length, smoothing without statistics.
     """
     if Transform.EQUALIZATION in recipe.transforms:
-        source = rescaled(source, equalization_scales(source.graph, parameters_of(source.model)))
+        scales = equalization_scales(source.graph, parameters_of(source.model))
+        source = replace(rescaled(replace(source, absorb=True), scales), absorb=source.absorb)
     if not recipe.smoothing:
         return source
-    if source.stats is None:
-        raise RecipeError("smoothing needs calibration statistics; quantize with calibration data.")
     parameters, groups = parameters_of(source.model), source.graph.groups
     scales = {}
     for name, alpha in recipe.smoothing.items():
@@ -53,6 +81,8 @@ def under(source: Source, recipe: Recipe) -> Source:
             if len(alpha) != group.channels:
                 raise RecipeError(f"smoothing of {name!r} needs {group.channels} scales, got {len(alpha)}.")
             scales[name] = np.asarray(alpha, np.float32)
+        elif source.stats is None:
+            raise RecipeError("smoothing needs calibration statistics; quantize with calibration data.")
         else:
             largest = largest_weights((source.graph[call] for call in group.calls), parameters)
             scales[name] = smoothing_scales(largest_activations(group, source.stats), largest, alpha)
@@ -100,7 +130,8 @@ def rescaled(source: Source, scales: Mapping[str, Vector]) -> Source:
     stats = source.stats
     if stats is not None:
         stats = _all_divided(stats, tensors, results)
-    return replace(source, model=_with(source.model, changed), graph=graph, stats=stats, multipliers=multipliers)
+    model = _with(source.model, changed, {name for node in graph.nodes for name in node.parameters})
+    return replace(source, model=model, graph=graph, stats=stats, multipliers=multipliers)
 
 
 def _distinct(calls: Iterable[str], source: Source) -> list[Call]:
@@ -165,11 +196,31 @@ def parameters_of(model: nn.Module) -> dict[str, Vector]:
     return {name: p.detach().numpy() for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def _with(model: nn.Module, changed: Mapping[str, Vector]) -> nn.Module:
-    """Return a copy that has other values for some parameters and shares everything else."""
+def _with(model: nn.Module, changed: Mapping[str, Vector], read: Set[str]) -> nn.Module:
+    """Return a copy that has other values for some parameters and shares everything else.
+
+    A tied parameter changes under its other names too, but for those under which it is read by itself.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    new = {name: nn.Parameter(torch.from_numpy(values), requires_grad=False) for name, values in changed.items()}
+    for name, parameter in tuple(new.items()):
+        tied = (other for other in named if named[other] is named[name] and other not in read)
+        new.update((other, parameter) for other in tied if other not in changed)
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
-    for name, values in changed.items():
+    for name, parameter in new.items():
         path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, nn.Parameter(torch.from_numpy(values), requires_grad=False))
+        setattr(model.get_submodule(path), attribute, parameter)
     return model
+
+
+def _is_exact(source: Source, scaled: Source) -> bool:
+    """Whether both compute the same from the example inputs, within rounding."""
+    exact, same = (_outputs(of) for of in (source, scaled))
+    return same_outputs(same, exact, ROUNDING)
+
+
+def _outputs(source: Source) -> list[Tensor]:
+    insertion = Insertion(source.planner.plan(Recipe({})), Numerics())
+    with torch.no_grad(), Interceptor(source.model, insertion, out_of_place=source.graph.out_of_place):
+        return describe(source.model(*source.args, **source.kwargs), "the model's output", omit=True)[0]
