@@ -8,6 +8,7 @@ matrix      (groups, inputs, outputs)           its weight
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from raysq.smoothquant.groups import Group
 
 __all__ = ["advised_alphas", "smoothable", "tuned_alphas"]
+
+log = logging.getLogger("raysq")
 
 Vector = NDArray[np.float32]
 
@@ -66,7 +69,7 @@ def tuned_alphas(source: Source, smoothing: Smoothing, recipe: Recipe) -> dict[s
     if not isinstance(smoothing.alpha, str):
         alpha = smoothing.alpha[0] if isinstance(smoothing.alpha, tuple) else smoothing.alpha
         return {group.name: float(alpha) for group in groups}
-    scorer = _Scorer(source, recipe)
+    scorer = _Scorer(source.under(recipe.with_smoothing({})), recipe)
     combine = COMBINE[smoothing.shared_criterion]
     candidates: dict[str, list[float]] = {}
     found = {}
@@ -84,7 +87,7 @@ def advised_alphas(source: Source, recipe: Recipe) -> dict[str, float]:
     """
     if source.stats is None:
         return {}
-    scorer = _Scorer(source, recipe)
+    scorer = _Scorer(source.under(recipe.with_smoothing({})), recipe)
     found = {}
     for group in (source.graph.groups[name] for name in smoothable(source.graph, recipe)):
         candidates = ADVISED.grid
@@ -94,6 +97,11 @@ def advised_alphas(source: Source, recipe: Recipe) -> dict[str, float]:
         gain = ABSORBED_GAIN if group.producers else COMPUTED_GAIN if plain > NEGLIGIBLE else 0.0
         if smoothed[best] < gain * plain:
             found[group.name] = candidates[best]
+    try:
+        source.under(recipe.with_smoothing(found))
+    except RecipeError as exc:
+        log.warning("no smoothing is advised: %s", exc)
+        return {}
     return found
 
 
@@ -131,21 +139,21 @@ class _Scorer:
         return np.stack([smoothing_scales(activations, weights, alpha) for alpha in alphas])
 
     def losses(self, group: Group, vectors: Vector) -> NDArray[np.float64]:
-        """Return the loss of each int8 call under each vector of scales."""
-        calls = [c for name in group.calls if self._recipe.config((c := self._source.graph[name]).name).is_int8]
-        return np.stack([self._call_losses(call, vectors) for call in calls])
+        """Return the loss of each int8 call of which something is known under each vector of scales."""
+        known = [n for call in self._int8(group) if (n := self._call_losses(call, vectors)) is not None]
+        return np.stack(known or [np.zeros(len(vectors))])
+
+    def _int8(self, group: Group) -> list[Call]:
+        return [self._source.graph[name] for name in group.calls if self._recipe.config(name).is_int8]
 
     def _balance(self, group: Group) -> float:
         """Return the activations' share of the error that int8 makes where alpha is 0.5."""
         vectors = self.scales(group, [0.5])
-        calls = [self._source.graph[n] for n in group.calls if self._recipe.config(n).is_int8]
-        parts = np.array(
-            [
-                [self._call_losses(call, vectors, activation, not activation)[0] for call in calls]
-                for activation in (True, False)
-            ]
-        ).mean(axis=1)
-        return round(float(parts[0] / max(parts.sum(), TINY)), 2)
+        parts = []
+        for activation in (True, False):
+            losses = [self._call_losses(call, vectors, activation, not activation) for call in self._int8(group)]
+            parts.append(sum(float(loss[0]) for loss in losses if loss is not None))
+        return round(parts[0] / max(sum(parts), TINY), 2)
 
     def _activation_params(self, name: str, vectors: Vector, config: TensorConfig) -> QParams:
         """Return scale and zero point of a divided activation, one of each per vector; calls share them."""
@@ -159,21 +167,21 @@ class _Scorer:
 
     def _call_losses(
         self, call: Call, vectors: Vector, activation: bool = True, weight: bool = True
-    ) -> NDArray[np.float64]:
-        """Return the noise-to-signal ratio of a call's output, (candidates,)."""
+    ) -> NDArray[np.float64] | None:
+        """Return the noise-to-signal ratio of a call's output, (candidates,); None where its input was not sampled."""
         config = self._recipe.config(call.name)
         values = tensor(weight_of(call, self._parameters[str(call.weight)]))
         stats = self._stats.tensors.get(call.tensors[0])
         read = None if stats is None else fields(call, tensor(stats.rows[:ROWS]), values)
         if stats is None or read is None:
-            return np.zeros(len(vectors))  # nothing is known of it, so it has no say
+            return None
         transposed = bool(channel_axis(call))
         rows = read.reshape(len(read), call.groups, -1).transpose(0, 1)
         matrix = _matrix(values[None], call.groups, transposed)[0]
         taps = rows.shape[2] * call.groups // vectors.shape[1]
         exact = rows @ matrix
         found = []
-        for part in np.array_split(vectors, -(-len(vectors) * values.numel() // AT_ONCE)):
+        for part in np.array_split(vectors, min(len(vectors), -(-len(vectors) * values.numel() // AT_ONCE))):
             scales = tensor(part).repeat_interleave(taps, dim=1).reshape(len(part), call.groups, -1)
             inputs, weights = rows / scales[:, :, None], matrix * scales[..., None]
             if activation:
