@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.ao.nn import quantized as nnq
 from torch.ao.nn.quantized import dynamic as nnqd
@@ -50,11 +52,20 @@ def swap_dynamic(
                 reason="dynamic quantization swaps modules; this call is no module's own, or torch has none for it",
             )
             continue
+        factors = plans[name].multiplier
+        if factors is not None:
+            _multiply_input(quantized, factors)
         parent, _, attribute = call.module.rpartition(".")
         if not call.module:
             return quantized, plans
         setattr(swapped.get_submodule(parent), attribute, quantized)
     return swapped, plans
+
+
+def _multiply_input(module: nn.Module, factors: NDArray[np.float32]) -> None:
+    """Smooth what a module reads: it is no longer seen as a call, around which that would be done."""
+    vector = torch.from_numpy(factors)
+    module.register_forward_pre_hook(lambda _, args: (args[0] * vector, *args[1:]))
 
 
 def _quantized(module: nn.Module, op: OpType, plan: CallPlan) -> nn.Module | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,19 @@ from raysq.errors import BackendError, RecipeError
 from raysq.inspection import deployable
 from raysq.kernels import base
 from raysq.observation import observe
-from raysq.recipe import BF16, FP32, Approach, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig
+from raysq.recipe import (
+    BF16,
+    FP32,
+    Approach,
+    OpConfig,
+    Precision,
+    QuantDType,
+    Recipe,
+    Rounding,
+    Scheme,
+    TensorConfig,
+    Transform,
+)
 from raysq.space import build_space
 
 
@@ -176,6 +189,36 @@ def test_dynamic_int8_modules_compute_what_the_reference_simulates(kind: str) ->
     got, wanted = built.model(*of.args), reference.build(of, recipe).model(*of.args)
     assert (got - wanted).abs().max() <= ROUNDING.get(kind, 0.02) * wanted.abs().max()
     assert {*built.executed.values()} == {Precision.INT8}, "read from the graph: quantized::linear_dynamic and the like"
+
+
+@pytest.mark.parametrize("approach", list(Approach))
+def test_a_computed_division_runs_on_the_kernels(approach: Approach) -> None:
+    ipex, reference = engine("ipex"), engine("reference")
+    torch.manual_seed(0)
+    wide = torch.randn(64, 32) * torch.logspace(-2, 2, 32)  # its smallest channels vanish in one grid for all
+    of = source(nn.Sequential(nn.Linear(32, 16)), wide)
+    recipe = int8_everywhere(of, ipex.capabilities(), approach)
+    smoothed = recipe.with_smoothing({"0/0": 0.5})
+    got, wanted = ipex.build(of, smoothed).model(wide), reference.build(of, smoothed).model(wide)
+    assert (got - wanted).abs().max() <= 0.02 * wanted.abs().max()
+    with torch.no_grad():
+        exact = of.model(wide)
+    assert (got - exact).square().mean() < (ipex.build(of, recipe).model(wide) - exact).square().mean()
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "rows of a weight"])
+def test_weights_and_biases_that_look_at_data_run_on_the_kernels(kind: str) -> None:
+    ipex, reference, of = engine("ipex"), engine("reference"), made(kind)
+    plain = int8_everywhere(of, ipex.capabilities(), Approach.STATIC)
+    weighted = {n: replace(c, rounding=Rounding.ADAROUND) for n, c in plain.ops.items() if of.graph[n].op.has_weight}
+    recipe = replace(plain.with_ops(weighted), transforms=tuple(Transform))
+    built = ipex.build(of, recipe)
+    same = recipe.with_ops(dict.fromkeys(built.left_in_float, FP32))
+    wanted = reference.build(of, same).model(*of.args)
+    assert (built.model(*of.args) - wanted).abs().max() <= 0.02 * wanted.abs().max()
+    assert not torch.equal(
+        wanted, reference.build(of, plain.with_ops(dict.fromkeys(built.left_in_float, FP32))).model(*of.args)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
