@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from raysq import errors
 from raysq.api import inspect, load, prepare, quantize, search_space, trainable, tune
+from raysq.autotuning import autotune
 from raysq.calibration_data import Calibration
+from raysq.ipex_recipe import recipe_from_ipex
 from raysq.options import Goal, Latency, Smoothing, Workers
 from raysq.recipe import Recipe
 from raysq.result import Result
@@ -30,11 +32,13 @@ __all__ = [
     "Result",
     "Smoothing",
     "Workers",
+    "autotune",
     "errors",
     "inspect",
     "load",
     "prepare",
     "quantize",
+    "recipe_from_ipex",
     "search_space",
     "strategies",
     "trainable",
