@@ -223,4 +223,5 @@ def _is_exact(source: Source, scaled: Source) -> bool:
 def _outputs(source: Source) -> list[Tensor]:
     insertion = Insertion(source.planner.plan(Recipe({})), Numerics())
     with torch.no_grad(), Interceptor(source.model, insertion, out_of_place=source.graph.out_of_place):
-        return describe(source.model(*source.args, **source.kwargs), "the model's output", omit=True)[0]
+        result = source.model(*source.args, **source.kwargs)
+    return [t.detach() for t in describe(result, "the model's output", omit=True)[0]]
