@@ -80,7 +80,7 @@ def adaround(call: Call, weight: Tensor, params: QParams, exact: Tensor, int8: T
         found = problem.levels(_improved(problem, _relaxed(problem))) * scale[part]
         errors = [rows.errors(matrix(call, weight)[part], choice) for choice in (found, best[part])]
         best[part] = torch.where(errors[0] < errors[1], found, best[part])
-    return np.ascontiguousarray(unmatrix(call, best, weight.shape).numpy())
+    return np.ascontiguousarray(unmatrix(call, best).numpy())
 
 
 @dataclass(frozen=True)

@@ -63,15 +63,15 @@ def grouped(call: Call, rows: Tensor) -> Tensor:
 
 
 def matrix(call: Call, weight: Tensor) -> Tensor:
-    """Return a weight as (groups, inputs, outputs)."""
-    if channel_axis(call):
-        return weight.reshape(call.groups, len(weight) // call.groups, -1)
-    return weight.reshape(call.groups, -1, weight[0].numel()).mT
+    """Return a weight as (groups, inputs, outputs); several stacked ones keep that axis in front."""
+    stack = weight.shape[: weight.dim() - len(call.weight_shape)]
+    values = weight.reshape(*stack, call.groups, call.weight_shape[0] // call.groups, -1)
+    return values if channel_axis(call) else values.mT
 
 
-def unmatrix(call: Call, values: Tensor, shape: torch.Size) -> Tensor:
-    """Return (groups, inputs, outputs) in a weight's shape."""
-    return (values if channel_axis(call) else values.mT).reshape(shape)
+def unmatrix(call: Call, values: Tensor) -> Tensor:
+    """Return (groups, inputs, outputs) in the weight's shape; several stacked ones keep that axis in front."""
+    return (values if channel_axis(call) else values.mT).reshape(*values.shape[:-3], *call.weight_shape)
 
 
 def scale_and_zero(p: QParams, dims: int) -> tuple[Tensor, Tensor]:

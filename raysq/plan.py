@@ -114,7 +114,7 @@ class Planner:
         if not (adaptive or corrected) or not (call.op.is_conv or call.op is OpType.LINEAR):
             return plan
         assert self._stats is not None and plan.inputs[0] is not None and plan.weights is not None
-        key = (call.name, plan.config, corrected)
+        key = (call.name, plan.config, corrected, float(plan.inputs[0].scale), int(plan.inputs[0].zero_point))
         if key not in self._adaptations:
             weight = tensor(weight_of(call, self._weights[str(call.weight)]))
             exact = fields(call, tensor(self._stats.tensors[call.tensors[0]].rows), weight)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raysq.arithmetic import QParams, qparams
 from raysq.errors import RecipeError
-from raysq.layer import TINY, fields, rounded, tensor
+from raysq.layer import TINY, fields, grouped, matrix, rounded, tensor, unmatrix
 from raysq.options import SharedCriterion, Smoothing
 from raysq.recipe import Granularity
 from raysq.smoothquant.blockwise import refined_alphas
@@ -175,29 +175,19 @@ class _Scorer:
         read = None if stats is None else fields(call, tensor(stats.rows[:ROWS]), values)
         if stats is None or read is None:
             return None
-        transposed = bool(channel_axis(call))
-        rows = read.reshape(len(read), call.groups, -1).transpose(0, 1)
-        matrix = _matrix(values[None], call.groups, transposed)[0]
+        rows, exact_weights = grouped(call, read), matrix(call, values)
         taps = rows.shape[2] * call.groups // vectors.shape[1]
-        exact = rows @ matrix
+        exact = rows @ exact_weights
         found = []
         for part in np.array_split(vectors, min(len(vectors), -(-len(vectors) * values.numel() // AT_ONCE))):
             scales = tensor(part).repeat_interleave(taps, dim=1).reshape(len(part), call.groups, -1)
-            inputs, weights = rows / scales[:, :, None], matrix * scales[..., None]
+            inputs, weights = rows / scales[:, :, None], exact_weights * scales[..., None]
             if activation:
                 inputs = rounded(inputs, self._activation_params(call.tensors[0], part, config.activation))
             if weight:
-                stacked = (weights if transposed else weights.mT).reshape(len(part), *values.shape)
-                weights = _matrix(_rounded(stacked, config.weight, channel_axis(call)), call.groups, transposed)
+                weights = matrix(call, _rounded(unmatrix(call, weights), config.weight, channel_axis(call)))
             found.append((inputs @ weights - exact).square().sum(dim=(1, 2, 3)))
         return torch.cat(found).double().numpy() / max(float(exact.square().sum()), TINY)
-
-
-def _matrix(stacked: Tensor, groups: int, transposed: bool) -> Tensor:
-    """Return stacked weights, of a call's own shape each, as (candidates, groups, inputs, outputs)."""
-    if transposed:
-        return stacked.reshape(len(stacked), groups, stacked.shape[1] // groups, -1)
-    return stacked.reshape(len(stacked), groups, stacked.shape[1] // groups, -1).mT
 
 
 def _rounded(stacked: Tensor, config: TensorConfig, axis: int) -> Tensor:
