@@ -43,7 +43,7 @@ BUDGET = Latency(budget_s=5.0)
 
 @dataclass(frozen=True)
 class Line:
-    """What one line of a table measures: raysq's default recipe without smoothing, changed like this.
+    """What one line of a table measures: raysq's default precisions and schemes, changed like this.
 
     Attributes:
         label: its first cell.
@@ -52,6 +52,7 @@ class Line:
         transforms: changes of the whole model.
         rounding: of the weights of convolutions and linear layers.
         by_framework: whether IPEX does it all by itself instead.
+        advised: whether it is what `raysq.quantize` takes by itself instead.
     """
 
     label: str
@@ -60,10 +61,15 @@ class Line:
     transforms: tuple[Transform, ...] = ()
     rounding: Rounding = Rounding.NEAREST
     by_framework: bool = False
+    advised: bool = False
 
 
 FP32 = Line("fp32")  # measured first: what the others are compared with
-PLAIN = (Line("IPEX's default int8", by_framework=True), Line("raysq's default, not smoothed"))
+DEFAULTS = (
+    Line("IPEX's default int8", by_framework=True),
+    Line("raysq's default", advised=True),
+    Line("raysq's default without smoothing"),
+)
 SMOOTHINGS = {
     "alpha 0.5": Smoothing(alpha=0.5),
     "best of a global list": Smoothing(alpha=tuple(np.arange(0.0, 1.0, 0.1).tolist())),  # the RFC's own
@@ -83,8 +89,8 @@ CORRECTED = (
     Line("both, AdaRound", transforms=BOTH, rounding=Rounding.ADAROUND),
 )
 LINES = {
-    **dict.fromkeys(TRANSFORMERS, (FP32, *PLAIN, *SMOOTHED)),
-    **dict.fromkeys(CONVOLUTIONS, (FP32, *PLAIN, *CORRECTED)),
+    **dict.fromkeys(TRANSFORMERS, (FP32, *DEFAULTS, *SMOOTHED)),
+    **dict.fromkeys(CONVOLUTIONS, (FP32, *DEFAULTS, *CORRECTED)),
 }
 
 
@@ -144,6 +150,8 @@ def measure_int8(subject: Subject, line: Line, fp32_form: str) -> dict[str, Any]
 def changed(subject: Subject, line: Line) -> Recipe:
     """Return raysq's default recipe, changed as a line says."""
     prepared = subject.prepared
+    if line.advised:
+        return prepared.space.default()
     ops = {
         name: replace(config, rounding=line.rounding) if config.is_int8 and has_matrix(prepared, name) else config
         for name, config in prepared.space.default().ops.items()
