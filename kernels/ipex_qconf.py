@@ -38,7 +38,7 @@ __all__ = ["Engine", "prepared_model"]
 
 UNRECORDED = (OpType.CONV1D, OpType.CONV_TRANSPOSE1D)  # IPEX's prepare passes them by
 SMOOTHED = ("Linear",)
-NOT_SEEN = "IPEX's own quantization does not record it, so a qconf can't name it"
+NOT_SEEN = "IPEX's own quantization doesn't record every call of this kind here, so a qconf can't name it"
 BY_KEYWORD = "it gets a tensor by keyword, where IPEX's own quantization does not look"
 NOT_SMOOTHED = "its recipe smooths it, which a qconf can do to nn.Linear modules only"
 

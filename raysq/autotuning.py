@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -189,24 +190,30 @@ def _prepared(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def _read(data: Any, model: nn.Module, count: int) -> list[Batch]:
     """Return the first batches, as many as hold `count` samples or all."""
-    if not isinstance(data, Calibration):
-        data = Calibration(_unlabelled(data, model))
     found: list[Batch] = []
-    for batch in data.batches(evaluating(model)):
+    for batch in data.batches(evaluating(model)) if isinstance(data, Calibration) else _batches(data, model):
         found.append(batch)
         if sum(map(samples, found)) >= count:
             break
     return found
 
 
-def _unlabelled(data: Iterable[Any], model: nn.Module) -> Iterator[Any]:
-    """Yield batches without the label of a pair, as IPEX reads loaders; other batches as they are."""
+def _batches(data: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
+    """Yield batches without their labels; the second of a pair is one, as IPEX reads loaders, unless forward needs it.
+
+    Raises:
+        CalibrationError: there is none, or one doesn't fit the model.
+    """
     parameters = forward_signature(model).parameters.values()
-    required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    for batch in data:
-        pair = isinstance(batch, tuple | list) and len(batch) == 2
-        nested = pair and isinstance(batch[0], tuple | list | Mapping)
-        yield batch[0] if nested or (pair and len(required) < 2) else batch
+    required = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    empty = True
+    for raw in data:
+        empty = False
+        pair = isinstance(raw, tuple | list) and len(raw) == 2
+        labelled = pair and (required < 2 or isinstance(raw[0], tuple | list | Mapping))
+        yield from Calibration([raw], inputs=itemgetter(0) if labelled else None).batches(model)
+    if empty:
+        yield from Calibration([]).batches(model)  # says what to do
 
 
 def _prefixes(batches: Sequence[Batch], sizes: Sequence[int]) -> dict[int, Calibration]:
