@@ -166,7 +166,7 @@ class Random(nn.Module):
             "1x1": lambda: [nn.Conv2d(c, c, 1)],
             "depthwise": lambda: [nn.Conv2d(c, c, 3, padding=1, groups=c)],
             "grouped": lambda: [nn.Conv2d(c, c, 3, padding=1, groups=2)],
-            "transposed": lambda: [nn.ConvTranspose2d(c, c, 3, padding=1, groups=2)],
+            "transposed": lambda: [nn.ConvTranspose2d(c, c, 3, padding=1)],
             "batch_norm": lambda: [shaken(nn.BatchNorm2d(c))],
             "conv_bn": lambda: [nn.Conv2d(c, c, 1), shaken(nn.BatchNorm2d(c))],
             "group_norm": lambda: [shaken(nn.GroupNorm(2, c))],
