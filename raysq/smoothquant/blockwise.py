@@ -15,12 +15,12 @@ from raysq.intercept import Interceptor
 from raysq.kernels.insertion import Insertion
 from raysq.kernels.reference import Numerics
 from raysq.layer import TINY
+from raysq.recipe import Recipe
 from raysq.smoothquant.rescaled import scaled_by
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
     from raysq.plan import CallPlan
-    from raysq.recipe import Recipe
 
 __all__ = ["refined_alphas"]
 
@@ -41,38 +41,50 @@ def refined_alphas(
     """
     found = dict(alphas)
     for path in source.graph.blocks:
-        inside = f"{path}."
-        groups = [n for n in found if all(c.startswith(inside) for c in source.graph.groups[n].calls)]
-        block = _Block(source, path)
+        inside = [call.name for call in source.graph.calls if call.module.startswith(f"{path}.")]
+        groups = [name for name in found if set(source.graph.groups[name].calls) <= set(inside)]
+        block = _Block(source, path, recipe)
         if not block.inputs:
             continue
+        block.settle({name: found[name] for name in groups}, inside)
         for name in groups:
-            errors = []
-            for alpha in candidates[name]:
-                tried = {n: found[n] for n in groups} | {name: alpha}
-                errors.append(block.error(recipe.with_smoothing(tried)))
-            found[name] = candidates[name][int(np.argmin(errors))]
+            calls = source.graph.groups[name].calls
+            tried = [{n: found[n] for n in groups} | {name: alpha} for alpha in candidates[name]]
+            best = int(np.argmin([block.error(smoothing, calls) for smoothing in tried]))
+            found[name] = candidates[name][best]
+            block.settle(tried[best], calls)
     return found
 
 
 class _Block:
-    """A block of the model with the inputs that it got, and what it made of them in fp32."""
+    """A block of the model with the inputs that it got, what it made of them in fp32, and how its calls are planned."""
 
-    def __init__(self, source: Source, path: str) -> None:
+    def __init__(self, source: Source, path: str, recipe: Recipe) -> None:
         self._source = replace(source, absorb=False)  # the kept inputs are those of a block that nothing divides
         self._path = path
+        self._recipe = recipe
         items = source.stats.items if source.stats is not None else ()
         self.inputs = [tree_map(_tensor, item.blocks[path]) for item in items if path in item.blocks]
         self._exact = self._outputs(source, {})
+        self._plans: dict[str, CallPlan] = {}
 
-    def error(self, recipe: Recipe) -> float:
-        """Return the noise-to-signal ratio of the block's outputs under a recipe."""
-        scaled = scaled_by(self._source, replace(recipe, transforms=()))
+    def settle(self, smoothing: Mapping[str, float], calls: Sequence[str]) -> None:
+        """Plan these calls under a smoothing from now on."""
+        self._plans |= self._planned(scaled_by(self._source, Recipe({}, smoothing)), calls)
+
+    def error(self, smoothing: Mapping[str, float], calls: Sequence[str]) -> float:
+        """Return the noise-to-signal ratio of the block's outputs, these calls planned under a smoothing."""
+        scaled = scaled_by(self._source, Recipe({}, smoothing))
         noise = signal = 0.0
-        for exact, noisy in zip(self._exact, self._outputs(scaled, scaled.planner.plan(recipe)), strict=True):
+        outputs = self._outputs(scaled, self._plans | self._planned(scaled, calls))
+        for exact, noisy in zip(self._exact, outputs, strict=True):
             noise += float((exact - noisy).square().sum())
             signal += float(exact.square().sum())
         return noise / max(signal, TINY)
+
+    def _planned(self, scaled: Source, calls: Sequence[str]) -> dict[str, CallPlan]:
+        plans = scaled.planner.plan(Recipe({name: self._recipe.config(name) for name in calls}))
+        return {name: plans[name] for name in calls}
 
     def _outputs(self, source: Source, plans: Mapping[str, CallPlan]) -> list[Tensor]:
         block = source.model.get_submodule(self._path)
