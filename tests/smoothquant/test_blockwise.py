@@ -74,6 +74,12 @@ def all_int8(source: Source) -> Recipe:
     return Recipe({call.name: INT8 for call in source.graph.calls})
 
 
+def error(source: Source, path: str, recipe: Recipe) -> float:
+    """Return the error of a block all of whose calls run under a recipe."""
+    inside = [call.name for call in source.graph.calls if call.name.startswith(f"{path}.")]
+    return _Block(source, path, recipe).error(dict(recipe.smoothing), inside)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def source() -> Source:
     torch.manual_seed(0)
@@ -81,12 +87,12 @@ def source() -> Source:
 
 
 def test_a_block_is_replayed_with_its_mask(source: Source) -> None:
-    block = _Block(source, "blocks.0")
+    block = _Block(source, "blocks.0", Recipe({}))
     tokens, mask = inputs(0)
     assert len(block.inputs) == 6  # every sample of both batches
     assert sorted(int(kwargs["mask"].sum()) for _, kwargs in block.inputs) == [3, 3, 5, 5, 7, 7]
     # in fp32 the replay gives what the model had: a mask that was lost would change it
-    assert block.error(Recipe({})) == pytest.approx(0, abs=1e-12)
+    assert block.error({}, []) == pytest.approx(0, abs=1e-12)
     with torch.no_grad():
         x = source.model.before(source.model.embedding(tokens))  # type: ignore[operator]
         wanted = source.model.blocks[0](x, mask=mask)  # type: ignore[index]
@@ -156,10 +162,9 @@ def test_a_norm_before_the_blocks_may_absorb_what_the_first_one_divides() -> Non
     source = prepared(Stack(), lambda seed: (torch.randn(6, 8) * (seed + 1),))
     group = source.graph.groups["one.a/0"]
     assert source.graph.blocks == ("one", "other") and group.producers
-    block = _Block(source, "one")
-    assert block.error(Recipe({}, {"one.a/0": 0.7})) == pytest.approx(0, abs=1e-10)
+    assert error(source, "one", Recipe({}, {"one.a/0": 0.7})) == pytest.approx(0, abs=1e-10)
     # nor are they equalized
-    assert block.error(Recipe({}, {"one.a/0": 0.7}, (Transform.EQUALIZATION,))) == pytest.approx(0, abs=1e-10)
+    assert error(source, "one", Recipe({}, {"one.a/0": 0.7}, (Transform.EQUALIZATION,))) == pytest.approx(0, abs=1e-10)
 
 
 def test_ties_go_to_the_first_candidate(source: Source) -> None:
@@ -188,10 +193,9 @@ def test_blockwise_alphas_lose_no_more_at_the_blocks_than_layerwise_ones(source:
     blockwise = tuned_alphas(source, Smoothing(alpha_step=0.25, enable_blockwise_loss=True), recipe)
     assert layerwise.keys() == blockwise.keys()
     for path in source.graph.blocks:
-        block = _Block(source, path)
         inside = {n for n in layerwise if n.startswith(f"{path}.")}
         before, after = (
-            block.error(recipe.with_smoothing({n: a for n, a in found.items() if n in inside}))
+            error(source, path, recipe.with_smoothing({n: a for n, a in found.items() if n in inside}))
             for found in (layerwise, blockwise)
         )
         assert after <= before * (1 + 1e-6)
