@@ -173,7 +173,13 @@ def _search(
                 break
     if best is None:
         assert closest is not None  # there is at least one size, and each passes or not
-        raise closest
+        raise NoFeasibleRecipe(
+            f"no configuration met the criterion ({what['goal']}) in {len(closest.result.trials)} trials; the closest "
+            f"loses {closest.result.accuracy_drop:.4g}. It is in this error's `result`: `result.model` runs it, and "
+            "`result.save(directory)` writes its configure.json, which `load_qconf_summary` reads. Allow a larger loss "
+            "in `accuracy_criterion`, or try `smoothquant_args={}` and other `sampling_sizes`.",
+            closest.result,
+        ) from closest
     return best
 
 

@@ -35,7 +35,9 @@ from raysq.errors import (
 )
 from raysq.inspection import deployable
 from raysq.kernels import base
+from raysq.kernels.built import ScriptedModel
 from raysq.kernels.executed import NOT_FUSED
+from raysq.kernels.ipex_qconf import prepared_model
 from raysq.observation import observe
 from raysq.options import Criterion, Goal, Smoothing
 from raysq.recipe import OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig, Transform
@@ -128,7 +130,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def tune(**given: Any) -> None:
         given["batches"] = list(given["calib"].batches(given["model"]))
         calls.append(given)
-        raise NoFeasibleRecipe("nothing", SimpleNamespace(accuracy_drop=1 / len(calls)))  # type: ignore[arg-type]
+        result: Any = SimpleNamespace(accuracy_drop=1 / len(calls), trials=[])
+        raise NoFeasibleRecipe("nothing", result)
 
     monkeypatch.setattr(api, "tune", tune)
     return calls
@@ -379,6 +382,20 @@ def test_an_unsmoothed_recipe_computes_what_the_ipex_backend_computes() -> None:
     assert torch.equal(built.model(*of.args), base.get("ipex").build(of, recipe).model(*of.args))
 
 
+def test_a_model_that_is_called_by_keyword_is_prepared_by_keyword() -> None:
+    quantization, inputs = ipex_quantization(), {"y": B, "x": A}
+    copied, graph = deployable(TwoInputs().eval(), (), inputs)
+    of = base.Source(copied, graph, observe(copied, graph, [((), inputs)]), (), inputs)
+    built = base.get("ipex_qconf").build(of, int8(of))
+    assert built.left_in_float == {}
+    assert isinstance(built, ScriptedModel) and built.configure is not None
+    converted = quantization.convert(prepared_model(of, built.configure()))
+    with torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(converted, example_kwarg_inputs=inputs))
+        traced(**inputs), traced(**inputs)
+        assert torch.equal(traced(**inputs), built.model(x=A, y=B))
+
+
 class Mixed(nn.Module):
     """Calls that a qconf can and can't name or smooth: a layer, a 1-d convolution, a function."""
 
@@ -483,7 +500,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[raysq.Result]:
     tune = api.tune
 
     def kept(**given: Any) -> raysq.Result:
-        found.append(tune(**given))
+        found.append(tune(**{**QUICK, **given}))
         return found[-1]
 
     monkeypatch.setattr(api, "tune", kept)
@@ -579,6 +596,12 @@ def test_if_nothing_passes_the_error_carries_the_best(cluster: None, tmp_path: P
     result = caught.value.result
     assert len(result.trials) == 2
     assert closeness(result.model) == result.accuracy == max(t.accuracy or 0 for t in result.trials)
+    assert "a larger loss in `accuracy_criterion`" in str(caught.value)
+    result.save(tmp_path / "closest")
+    quantization = ipex_quantization()
+    prepared = quantization.prepare(Net().eval(), quantization.default_static_qconfig_mapping, example_inputs=(X[:32],))
+    prepared.load_qconf_summary(str(tmp_path / "closest" / "configure.json"))
+    assert closeness(frozen(prepared, X[:32])) == result.accuracy
 
 
 # --- the RFC's example ---
