@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["refined_alphas"]
 
+log = logging.getLogger("raysq")
+
 
 def refined_alphas(
     source: Source, recipe: Recipe, alphas: Mapping[str, float], candidates: Mapping[str, Sequence[float]]
@@ -31,7 +34,8 @@ def refined_alphas(
     """Return the alphas with which the outputs of the blocks err least.
 
     Block by block, group by group in execution order, each candidate is tried with all other groups of the block as
-    they are by then. Groups outside of blocks, and those of blocks of which no input was kept, keep their alpha.
+    they are by then. Groups outside of blocks, and those of blocks of which no input was kept or that
+    fail by themselves, keep their alpha.
 
     Args:
         source: the model, its statistics and the inputs kept of its blocks, masks and other keywords included.
@@ -41,9 +45,13 @@ def refined_alphas(
     """
     found = dict(alphas)
     for path in source.graph.blocks:
-        inside = [call.name for call in source.graph.calls if call.module.startswith(f"{path}.")]
+        inside = [call.name for call in source.graph.calls if f"{call.module}.".startswith(f"{path}.")]
         groups = [name for name in found if set(source.graph.groups[name].calls) <= set(inside)]
-        block = _Block(source, path, recipe)
+        try:
+            block = _Block(source, path, recipe)
+        except Exception as exc:  # a forward may fail in any way on its own
+            log.warning("block %s can't be replayed by itself, its alphas are those of its layers: %s", path, exc)
+            continue
         if not block.inputs:
             continue
         block.settle({name: found[name] for name in groups}, inside)
@@ -98,4 +106,6 @@ class _Block:
 
 
 def _tensor(value: Any) -> Any:
+    if hasattr(value, "get_seq_length"):
+        return None  # a key-value cache of transformers, which by now holds what the block itself wrote
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value

@@ -76,7 +76,7 @@ def all_int8(source: Source) -> Recipe:
 
 def error(source: Source, path: str, recipe: Recipe) -> float:
     """Return the error of a block all of whose calls run under a recipe."""
-    inside = [call.name for call in source.graph.calls if call.name.startswith(f"{path}.")]
+    inside = [call.name for call in source.graph.calls if call.name.startswith(path)]
     return _Block(source, path, recipe).error(dict(recipe.smoothing), inside)  # type: ignore[arg-type]
 
 
@@ -199,3 +199,66 @@ def test_blockwise_alphas_lose_no_more_at_the_blocks_than_layerwise_ones(source:
             for found in (layerwise, blockwise)
         )
         assert after <= before * (1 + 1e-6)
+
+
+class Cache:
+    """As those of transformers: filled by the block that gets it."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def get_seq_length(self) -> int:
+        return len(self.seen)
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        x = self.a(x)
+        if cache is not None:
+            cache.seen.append(x)
+            x = torch.cat(cache.seen, dim=1)
+        return self.b(x.tanh()).mean(dim=1, keepdim=True)
+
+
+class Stack(nn.Module):
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList((Strict if strict else Cached)() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, Cache())
+        return x
+
+
+class Strict(Cached):
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        if cache is None:
+            raise ValueError("no cache")
+        return super().forward(x, cache)
+
+
+def test_a_key_value_cache_is_not_replayed_as_the_model_left_it() -> None:
+    source = prepared(Stack(), lambda seed: (torch.randn(3, 5, 8),))
+    block = _Block(source, "blocks.0", Recipe({}))
+    assert len(block.inputs) == 6
+    assert block.error({}, ()) == 0
+
+
+def test_a_block_that_fails_by_itself_keeps_its_alphas(caplog: pytest.LogCaptureFixture) -> None:
+    source = prepared(Stack(strict=True), lambda seed: (torch.randn(3, 5, 8),))
+    alphas = {"blocks.0.a/0": 0.2}
+    assert refined_alphas(source, all_int8(source), alphas, {"blocks.0.a/0": [0.1, 0.9]}) == alphas
+    assert "no cache" in caplog.text
+
+
+def test_a_sum_of_the_block_itself_is_quantized_in_the_replay(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[str] = []
+    settle = _Block.settle
+    monkeypatch.setattr(_Block, "settle", lambda *args: (settled.extend(args[2]), settle(*args))[1])
+    refined_alphas(source, all_int8(source), {}, {})
+    assert {"blocks.0:add", "blocks.1:matmul", "blocks.1.fc2"} <= set(settled)
