@@ -39,7 +39,7 @@ class Insertion:
     def __init__(self, plans: Mapping[str, CallPlan], numerics: Numerics) -> None:
         self._plans = plans
         self._numerics = numerics
-        self._smoothed: dict[tuple[int, bytes], tuple[Tensor, Tensor]] = {}
+        self._smoothed: dict[tuple[int, int, bytes], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, site: Site, operands: Operands) -> Any:
         """Compute one call."""
@@ -68,7 +68,7 @@ class Insertion:
     def _multiplied(self, site: Site, operands: Operands, factors: NDArray[np.float32]) -> Operands:
         """Smooth the first activation, once for all calls that share it: they then share its integers too."""
         first, *others = operands.activations
-        key = (id(first), factors.tobytes())
+        key = (id(first), first._version, factors.tobytes())
         if key not in self._smoothed:
             shape = [1] * first.dim()
             shape[activation_axis(site.op, first.dim())] = -1

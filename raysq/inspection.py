@@ -20,6 +20,7 @@ from raysq.errors import ModelError
 from raysq.graph import Call, ModelGraph, Node, OpType
 from raysq.intercept import Function, Interceptor, Operands, Site
 from raysq.parametrization import bake, computed
+from raysq.structure import describe
 
 __all__ = ["deployable", "evaluating", "record", "same_outputs"]
 
@@ -93,7 +94,7 @@ def same_outputs(got: Any, wanted: Any, tolerance: float) -> bool:
             if tolerance == 0 and not torch.equal(a, b):
                 return False
             continue
-        bound = tolerance * float(b.abs().nan_to_num(posinf=0.0).max()) if b.numel() else 0.0
+        bound = tolerance * float(b.detach().abs().nan_to_num(posinf=0.0).max()) if b.numel() else 0.0
         if not torch.allclose(a.float(), b.float(), rtol=0.0, atol=bound + 1e-6, equal_nan=True):
             return False
     return True
@@ -159,7 +160,7 @@ class _Recorder:
             self.calls.append(self._describe(site, self._operands, result))
             self._operands = None
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if not made:
+        if not made and function.name != "__setitem__":
             return  # asks a tensor for its size or type
         outputs, shapes = tuple(map(self._new_value, made)), tuple(tuple(t.shape) for t in made)
         where = f"{function.module}:{function.name}" if function.module else function.name
@@ -175,8 +176,12 @@ class _Recorder:
         )
 
     def values(self, tree: Any) -> tuple[int, ...]:
-        """Return the values among the tensors of a tree."""
-        return tuple(self._values[t] for t in tree_leaves(tree) if isinstance(t, Tensor) and t in self._values)
+        """Return the values among the tensors of what a model returns."""
+        try:
+            tensors = describe(tree, "the model's output", omit=True)[0]
+        except ModelError:  # it can't be deployed like that; who asks for its graph may want it all the same
+            tensors = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        return tuple(self._values[t] for t in tensors if t in self._values)
 
     def _value(self, tensor: Tensor) -> int:
         known = self._values.get(tensor)
@@ -284,7 +289,7 @@ def _fold(model: nn.Module, graph: ModelGraph) -> tuple[tuple[str, str], ...]:
             continue
         if isinstance(layer, nn.Linear) and layer.out_features == norm.num_features:
             merged: nn.Module = fuse_linear_bn_eval(layer, norm)
-        elif isinstance(layer, nn.modules.conv._ConvNd):
+        elif isinstance(layer, nn.modules.conv._ConvNd) and not (layer.transposed and layer.groups > 1):
             merged = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
         else:
             continue

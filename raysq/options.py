@@ -195,7 +195,8 @@ class Smoothing:
         try:
             object.__setattr__(self, "shared_criterion", SharedCriterion(self.shared_criterion))
         except ValueError as exc:
-            raise OptionError(unknown("shared_criterion", self.shared_criterion, list(SharedCriterion))) from exc
+            known = [c.value for c in SharedCriterion]
+            raise OptionError(unknown("shared_criterion", self.shared_criterion, known)) from exc
         if not isinstance(self.enable_blockwise_loss, bool):
             raise OptionError(f"`enable_blockwise_loss` must be True or False, got {self.enable_blockwise_loss!r}.")
 

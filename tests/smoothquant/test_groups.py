@@ -544,3 +544,18 @@ def test_scales_that_change_the_model_raise() -> None:
     source = prepared(model, x)
     with pytest.raises(RecipeError, match="change what the model computes in fp32"):
         source.under(Recipe({}, hostile(source, 0)))
+
+
+def test_an_activation_that_is_written_to_absorbs_nothing() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.norm(x)
+            h[:, 0] = 1.0
+            return self.linear(h)
+
+    (group,) = deployable(Model().eval(), (torch.randn(3, 8),), {})[1].groups.values()
+    assert not group.producers
