@@ -16,7 +16,7 @@ from raysq.graph import Call, ModelGraph, OpType
 from raysq.plan import CallPlan
 from raysq.recipe import Precision
 
-__all__ = ["executed_precisions"]
+__all__ = ["NOT_FUSED", "OPS", "ExecutedOp", "executed_ops", "executed_precisions"]
 
 FUSED_GROUP = "ipex::LlgaFusionGroup"
 OPS = {  # part of a TorchScript op's name, and the kinds of call that it computes
@@ -43,7 +43,7 @@ NOT_FUSED = "oneDNN Graph did not fuse it: it runs in float on rounded values"
 
 
 @dataclass(frozen=True)
-class _Executed:
+class ExecutedOp:
     """One op of the graph: which kind, in which module's scope (None if the scope is lost), and how it ran."""
 
     key: str
@@ -63,7 +63,7 @@ def executed_precisions(
     """
     scoped: dict[tuple[str, str], list[Precision]] = defaultdict(list)
     lost: dict[str, int] = defaultdict(int)
-    for op in _ops(graph, fused=False):
+    for op in executed_ops(graph):
         if op.module is not None:
             scoped[op.module, op.key].append(op.precision)
         elif op.precision is Precision.INT8:
@@ -100,18 +100,19 @@ def _take(
     return wanted
 
 
-def _ops(graph: Any, *, fused: bool) -> Iterator[_Executed]:
+def executed_ops(graph: Any, *, fused: bool = False) -> Iterator[ExecutedOp]:
+    """Yield the ops of an executed graph that calls compute; `fused` is about what is inside of partitions."""
     for node in graph.nodes():
         kind = node.kind()
         if node.hasAttribute("Subgraph"):
-            yield from _ops(node.g("Subgraph"), fused=kind == FUSED_GROUP)
+            yield from executed_ops(node.g("Subgraph"), fused=kind == FUSED_GROUP)
         for block in node.blocks():
-            yield from _ops(block, fused=fused)
+            yield from executed_ops(block, fused=fused)
         name = kind.split("::")[1]
         key = next((key for key in OPS if key in name and not kind.startswith("prim::")), None)
         if key is None or (key == "add" and not _is_tensor_sum(node, kind)):
             continue
-        yield _Executed(key, _module(node.scopeName()), _precision(node, kind, fused))
+        yield ExecutedOp(key, _module(node.scopeName()), _precision(node, kind, fused))
 
 
 def _is_tensor_sum(node: Any, kind: str) -> bool:

@@ -45,12 +45,12 @@ from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, S
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "extension", "prepare", "summary"]
 
 FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
 
 
-def _ipex() -> ModuleType:
+def extension() -> ModuleType:
     """Import the extension without the warnings that it prints for its own developers."""
     with warnings.catch_warnings(action="ignore"), _quiet_stderr():
         import intel_extension_for_pytorch as ipex
@@ -108,7 +108,7 @@ class Engine:
         if importlib.util.find_spec("intel_extension_for_pytorch") is None:
             return "intel_extension_for_pytorch is not installed. Run: pip install 'raysq[ipex]'"
         try:
-            _ipex()
+            extension()
         except (ImportError, OSError, RuntimeError) as exc:
             return f"intel_extension_for_pytorch {exc}. It needs torch 2.8: pip install 'raysq[ipex]'"
         if not {"avx512f", "avx2"} & set(instruction_sets()):
@@ -161,7 +161,7 @@ class Engine:
 
     def build_float(self, source: Source, form: str) -> ScriptedModel:
         """Build one float form."""
-        ipex = _ipex()
+        ipex = extension()
         if form in FORMS:
             return build_form(source, FORMS[form], self.name)
         dtype = torch.bfloat16 if form == BF16_FORM else torch.float32
@@ -177,7 +177,7 @@ class Engine:
 
     def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
         """Build a recipe; calls that oneDNN Graph does not fuse are left in float by a second build."""
-        _ipex()
+        extension()
         check(recipe, source, self.capabilities())
         scaled = source.under(recipe)
         built = self._insert(scaled, scaled.planner.plan(recipe))
@@ -204,11 +204,7 @@ class Engine:
             raise BackendError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
         plans = replace(source, absorb=False).under(recipe).planner.plan(recipe, idle)
         smooth = any(plan.config.is_int8 and plan.multiplier is not None for plan in plans.values())
-        with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "qconf.json"
-            _prepare(source, smooth).save_qconf_summary(str(path))
-            summary = json.loads(path.read_text())
-        return fill(summary, source.graph, plans, source.stats)
+        return fill(summary(source, smooth), source.graph, plans, source.stats)
 
     def build_default(
         self, source: Source, batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -225,11 +221,11 @@ class Engine:
             BackendError: IPEX can't prepare or convert the model.
         """
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # observers complain of data they don't need
-            prepared = _prepare(source)
+            prepared = prepare(source)
             try:
                 for args, kwargs in batches:
                     prepared(*args, **kwargs)
-                converted = _ipex().quantization.convert(prepared)
+                converted = extension().quantization.convert(prepared)
             except Exception as exc:
                 raise BackendError(f"IPEX can't calibrate the model: {exc}") from exc
         flat = Flattened(converted, source.args, source.kwargs)
@@ -248,12 +244,33 @@ class Engine:
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)
 
 
-def _prepare(source: Source, smooth: bool = False) -> Any:
-    """Return the model as IPEX prepares it: every op recorded in order, observers in place.
+def summary(source: Source, smooth: bool = False) -> dict[str, Any]:
+    """Return what IPEX saves of a model that it prepared: every op that it records, nothing decided.
 
-    Observers of SmoothQuant fail to save before they have seen data, so those get the example inputs.
+    Raises:
+        BackendError: IPEX can't prepare the model.
     """
-    quantization = _ipex().quantization
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "qconf.json"
+        prepared = prepare(source, smooth)
+        if smooth:  # observers of SmoothQuant fail to save before they have seen data
+            prepared(*source.args, **source.kwargs)
+        prepared.save_qconf_summary(str(path))
+        saved: dict[str, Any] = json.loads(path.read_text())
+        return saved
+
+
+def prepare(source: Source, smooth: bool = False) -> Any:
+    """Return a copy of the model as IPEX prepares it: every op recorded in order, observers in place.
+
+    Args:
+        source: the model and its example inputs.
+        smooth: whether inputs of linear modules may have smoothing factors.
+
+    Raises:
+        BackendError: IPEX can't prepare the model.
+    """
+    quantization = extension().quantization
     mapping = quantization.default_static_qconfig_mapping
     if smooth:
         mapping = quantization.get_smooth_quant_qconfig_mapping()
@@ -264,9 +281,6 @@ def _prepare(source: Source, smooth: bool = False) -> Any:
             given = {"example_kwarg_inputs": dict(bound.arguments)}
         with torch.no_grad():
             model = copy.deepcopy(source.model)  # `inplace=False` copies too, after it has changed the weights' layout
-            prepared = quantization.prepare(model, mapping, inplace=True, **given)
-            if smooth:
-                prepared(*source.args, **source.kwargs)
-            return prepared
+            return quantization.prepare(model, mapping, inplace=True, **given)
     except Exception as exc:
         raise BackendError(f"IPEX can't prepare the model: {exc}") from exc

@@ -7,7 +7,6 @@ nothing that changes a weight.
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 import warnings
@@ -21,12 +20,12 @@ import torch
 
 from raysq.deployed import Deployed
 from raysq.errors import BackendError, RecipeError
-from raysq.flattened import Flattened, forward_signature
+from raysq.flattened import Flattened
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels import ipex
 from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
-from raysq.kernels.executed import NOT_FUSED, OPS, _ops
+from raysq.kernels.executed import NOT_FUSED, OPS, executed_ops
 from raysq.kernels.floats import freeze, warm_up
 from raysq.kernels.qconf import FACTOR, Op, match, ops_of
 from raysq.recipe import Approach, Precision, Recipe
@@ -99,7 +98,7 @@ class Engine:
         qconf = self._ipex.configure(source, recipe, idle)
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             try:
-                converted = ipex._ipex().quantization.convert(prepared_model(source, qconf), inplace=True)
+                converted = ipex.extension().quantization.convert(prepared_model(source, qconf), inplace=True)
             except Exception as exc:
                 raise BackendError(f"IPEX can't convert the model: {exc}") from exc
         flat = Flattened(converted, source.args, source.kwargs)
@@ -124,25 +123,17 @@ def prepared_model(source: Source, qconf: Mapping[str, Any]) -> nn.Module:
         qconf: as `raysq.kernels.ipex.Engine.configure` returns it.
 
     Raises:
-        BackendError: IPEX can't prepare the model.
+        BackendError: IPEX can't prepare the model, or load the configuration.
     """
-    quantization = ipex._ipex().quantization
     text = json.dumps(qconf)
-    mapping = quantization.default_static_qconfig_mapping
-    if f'"{FACTOR}"' in text:
-        mapping = quantization.get_smooth_quant_qconfig_mapping()
-    given: dict[str, Any] = {"example_inputs": source.args}
-    if source.kwargs:  # IPEX takes positional or keyword inputs, not both
-        bound = forward_signature(source.model).bind(*source.args, **source.kwargs)
-        given = {"example_kwarg_inputs": dict(bound.arguments)}
     with torch.no_grad(), warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "configure.json"
         path.write_text(text)
+        prepared: nn.Module = ipex.prepare(source, smooth=f'"{FACTOR}"' in text)
         try:
-            prepared: nn.Module = quantization.prepare(copy.deepcopy(source.model), mapping, inplace=True, **given)
             prepared.load_qconf_summary(str(path))  # type: ignore[operator]  # IPEX adds it
         except Exception as exc:
-            raise BackendError(f"IPEX can't prepare the model: {exc}") from exc
+            raise BackendError(f"IPEX can't load the configuration: {exc}") from exc
     return prepared
 
 
@@ -152,11 +143,7 @@ def _static(capability: OpCapability) -> OpCapability:
 
 
 def _unseen(source: Source, capabilities: Capabilities) -> dict[str, str]:
-    with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "qconf.json"
-        ipex._prepare(source).save_qconf_summary(str(path))
-        summary = json.loads(path.read_text())
-    found = match(sorted(ops_of(summary), key=lambda op: op.order), source.graph.calls, ())
+    found = match(sorted(ops_of(ipex.summary(source)), key=lambda op: op.order), source.graph.calls, ())
     reasons = {c.name: _why_unseen(c, found.get(c.name)) for c in source.graph.calls if c.op in capabilities.ops}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -186,7 +173,7 @@ def _run_in_int8(graph: Any, model: ModelGraph, wanted: Iterable[str], scopes: M
     int8 kernels of a kind as calls want them, these are theirs; where it has fewer, ops and calls are paired in order.
     """
     ran: dict[tuple[str, str], list[Precision]] = defaultdict(list)
-    for op in _ops(graph, fused=False):
+    for op in executed_ops(graph):
         ran[op.module or "", op.key].append(op.precision)
     kernels = Counter(key for (_, key), found in ran.items() for p in found if p is Precision.INT8)
     named = set(wanted)

@@ -22,6 +22,7 @@ __all__ = ["ALPHA", "ModelChoices"]
 
 ALPHA = "alpha."
 GROUP = "alpha/"
+Way = tuple[str, Callable[[Recipe], Recipe]]  # to change a recipe, with what it is called
 AUTO, OFF = "auto", "off"
 GRID = tuple(k / 10 for k in range(11))
 
@@ -144,16 +145,18 @@ class ModelChoices:
         reached = self.apply(point, recipe)
         return {GROUP + g: _chosen(recipe, g) for g in self._kind_of if _chosen(recipe, g) != _chosen(reached, g)}
 
-    def variants(self, recipe: Recipe) -> Iterator[list[tuple[str, Callable[[Recipe], Recipe]]]]:
-        """Yield what may be varied of a recipe for the whole model: the ways to do so, each with a label."""
-        groups = list(self._kind_of)
-        ways: list[tuple[str, Callable[[Recipe], Recipe]]] = [
-            (f"alpha {a}", partial(Recipe.with_smoothing, smoothing=dict.fromkeys(groups, a))) for a in self.everywhere
+    def alpha_variants(self) -> list[Way]:
+        """Return the ways to smooth all groups alike that were asked for."""
+        groups = tuple(self._kind_of)
+        return [
+            (f"alpha {alpha}", partial(Recipe.with_smoothing, smoothing=dict.fromkeys(groups, alpha)))
+            for alpha in self.everywhere
         ]
+
+    def variants(self, recipe: Recipe) -> Iterator[list[Way]]:
+        """Yield what may be varied of a recipe for the whole model: the ways to do so."""
         if recipe.smoothing:
-            ways.append(("no smoothing", partial(Recipe.with_smoothing, smoothing={})))
-        if ways:
-            yield ways
+            yield [("no smoothing", partial(Recipe.with_smoothing, smoothing={}))]
         for transform in Transform:
             if True in self.values.get(transform.value, ()) and transform not in recipe.transforms:
                 yield [(transform.value, partial(Recipe.with_transform, transform=transform))]

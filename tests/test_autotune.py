@@ -665,13 +665,12 @@ def repaired(text: str) -> str:
 
 @pytest.fixture
 def script(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What a script has before the RFC's lines; `autotune` beside IPEX's own functions is the import that changes."""
-    quantization = ipex_quantization()
+    """What a script has before the RFC's lines, its import apart."""
+    ipex_quantization()
     monkeypatch.chdir(tmp_path)
     loader = DataLoader(TensorDataset(X[:128], LABELS[:128]), batch_size=8)
     threads = torch.get_num_threads()
     yield {
-        "ipex": SimpleNamespace(quantization=SimpleNamespace(autotune=autotune, convert=quantization.convert)),
         "torch": torch,
         "numpy": numpy,
         "model": Net(),
@@ -684,7 +683,7 @@ def script(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def run(text: str, names: dict[str, Any]) -> None:
-    exec(compile(repaired(text.replace(IMPORT, "")), "rfc", "exec"), names)
+    exec(compile(repaired(text.replace(IMPORT, "import raysq.compat as ipex\n")), "rfc", "exec"), names)
 
 
 @pytest.mark.slow

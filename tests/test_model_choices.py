@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import raysq
+from raysq import strategies
 from raysq.errors import SpaceError
 from raysq.options import Smoothing
 from raysq.prepared import Prepared
@@ -80,10 +81,13 @@ def test_one_alpha_is_that_of_every_group() -> None:
 
 
 def test_alphas_of_a_list_are_tried_on_the_whole_model() -> None:
-    labels = [
-        label for ways in prepared(Smoothing(alpha=(0.2, 0.8))).space.model.variants(Recipe({})) for label, _ in ways
-    ]
-    assert labels[:2] == ["alpha 0.2", "alpha 0.8"]
+    space = prepared(Smoothing(alpha=(0.2, 0.8))).space
+    ways = space.model.alpha_variants()
+    assert [label for label, _ in ways] == ["alpha 0.2", "alpha 0.8"]
+    assert [{*change(Recipe({})).smoothing.values()} for _, change in ways] == [{0.2}, {0.8}]
+    suggested = strategies.get("auto").bind(space)
+    labels = [suggested.suggest(str(i))["label"] for i in range(2)]
+    assert labels == ["default", "alpha 0.8"]  # 0.2 everywhere is the default then
 
 
 def test_a_group_by_itself_beats_its_kind() -> None:

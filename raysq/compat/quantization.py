@@ -16,18 +16,19 @@ from torch.utils._pytree import tree_map
 
 from raysq import entry
 from raysq.arithmetic import QParams
+from raysq.autotuning import autotune
 from raysq.entry import GRIDS, Entry
 from raysq.errors import CalibrationError, OptionError, RecipeError
 from raysq.graph import Call
 from raysq.inspection import deployable
-from raysq.kernels import base
+from raysq.kernels import base, ipex
 from raysq.kernels.base import Capabilities, Source
 from raysq.observation import observe
 from raysq.plan import CallPlan, Planner
 from raysq.prepared import as_call
 from raysq.recipe import FP32, Approach, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig
 
-__all__ = ["QuantConf", "calibrate", "convert"]
+__all__ = ["QuantConf", "autotune", "calibrate", "convert"]
 
 log = logging.getLogger("raysq")
 
@@ -157,8 +158,10 @@ def calibrate(conf: QuantConf) -> Iterator[None]:
         raise CalibrationError("no model was called inside of `calibrate`: nothing to collect.")
 
 
-def convert(model: nn.Module, conf: QuantConf, inputs: Any) -> torch.jit.ScriptModule:
+def convert(model: nn.Module, conf: QuantConf | None = None, inputs: Any = None) -> nn.Module:
     """Return the quantized model as frozen TorchScript: `save` writes it, `torch.jit.load` reads it.
+
+    Without a configuration it is IPEX 2.8's own `convert`, of a model that `autotune` returned: yet to be traced.
 
     It takes and returns tensors; an output of another class comes as a flat tuple of its tensors. Before it is loaded
     in another process, the backend's package must be imported there.
@@ -173,6 +176,9 @@ def convert(model: nn.Module, conf: QuantConf, inputs: Any) -> torch.jit.ScriptM
         RecipeError: the entries don't fit the model, or the CPU can't run them.
         BackendError: the build failed.
     """
+    if conf is None:
+        converted: nn.Module = ipex.extension().quantization.convert(model)
+        return converted
     args, kwargs = as_call(inputs)
     copied, graph = deployable(model, args, kwargs)
     engine = base.available()

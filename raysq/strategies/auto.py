@@ -37,8 +37,8 @@ INT8_RARELY_PAYS = ("depthwise", "add", "pool", "matmul")  # families whose floa
 class Auto(Strategy):
     """The ladder, in this order, each step built on the best recipe so far.
 
-    1. The default of the space, usually all calls in int8.
-    2. If that fails: other alphas for all groups at once, each transform, other algorithms, schemes and roundings for
+    1. The default of the space, usually all calls in int8; each alpha of a list that was given, for all groups.
+    2. If that fails: no smoothing, each transform, other algorithms, schemes and roundings for
        all calls at once, then the best of each kind together.
     3. If they fail: the 1, 2, 4, 8, … most sensitive calls in float, then bisection between the last number that
        failed and the first that passed; with several rankings, only the best one is climbed beyond 2.
@@ -55,6 +55,7 @@ class Auto(Strategy):
         """Yield the ladder, then what TPE suggests."""
         self._base = self.space.default()
         yield Proposal(self._base, "default")
+        yield from self._everywhere(history)
         yield BARRIER
         if history.best is None:
             yield from self._vary(history)
@@ -64,6 +65,16 @@ class Auto(Strategy):
             yield from self._shrink(history)
             yield from self._speed_up(history)
         yield from self._refine(history)
+
+    def _everywhere(self, history: History) -> Steps:
+        """Try the alphas that were asked for, each for all groups, and go on with the one that loses least."""
+        ways = self.space.model.alpha_variants()
+        for label, change in ways:
+            yield Proposal(change(self._base), label)
+        if ways:
+            yield BARRIER
+            tried = [self._base, *(change(self._base) for _, change in ways)]
+            self._base = min(tried, key=lambda recipe: _loss(history, recipe))
 
     def _vary(self, history: History) -> Steps:
         """Try other algorithms and schemes for all calls at once, then the best of each kind together."""
