@@ -298,7 +298,7 @@ SMOOTHED: dict[str, tuple[dict[str, float], set[str]]] = {  # alpha of each smoo
 @pytest.mark.parametrize("share", [True, False], ids=["shared weight observers", "own weight observers"])
 @pytest.mark.parametrize("case", SMOOTHED)
 def test_ipex_multiplies_as_the_plans_say(case: str, share: bool, tmp_path: Path) -> None:
-    from raysq.kernels.ipex import _prepare
+    from raysq.kernels.ipex import summary
     from raysq.kernels.qconf import fill
 
     engine, (model, source) = ipex(), shared()
@@ -307,8 +307,7 @@ def test_ipex_multiplies_as_the_plans_say(case: str, share: bool, tmp_path: Path
     recipe = Recipe({name: FP32 if name in floats else config for name, config in configs.items()})
     same = len(set(alphas.values())) == 1 and len(alphas) == 3
     plans = smoothed(source, recipe, {n: factors(source, "q" if same else n, alpha) for n, alpha in alphas.items()})
-    _prepare(source, smooth=True).save_qconf_summary(str(tmp_path / "summary.json"))
-    qconf = fill(json.loads((tmp_path / "summary.json").read_text()), source.graph, plans, source.stats)
+    qconf = fill(summary(source, smooth=True), source.graph, plans, source.stats)
     (tmp_path / "configure.json").write_text(json.dumps(qconf))
     with torch.no_grad():
         got = run_by_ipex(model, source.args, tmp_path / "configure.json", {"share_weight_observers": share})
