@@ -188,7 +188,7 @@ def build(subject: Subject, line: Line, recipe: Recipe | None) -> BuiltModel:
     source = subject.prepared.source
     if recipe is None:
         engine: Any = subject.engine  # of all backends IPEX's alone has this method
-        built: BuiltModel = engine.build_default(source, ((batch, {}) for batch in subject.calib))
+        built: BuiltModel = engine.framework_default(source, ((batch, {}) for batch in subject.calib))
         return built
     return subject.engine.build(replace(source, absorb=line.folded), recipe)
 

@@ -206,7 +206,7 @@ class Engine:
         smooth = any(plan.config.is_int8 and plan.multiplier is not None for plan in plans.values())
         return fill(summary(source, smooth), source.graph, plans, source.stats)
 
-    def build_default(
+    def framework_default(
         self, source: Source, batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]
     ) -> ScriptedModel:
         """Build what IPEX gives without raysq: its default static mapping, calibrated over `batches`.

@@ -143,6 +143,7 @@ def tune(
         "goal": str(goal),
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
         "approach": approach,
+        "smoothing": str(smoothing),
         "max_trials": max_trials,
         "seed": seed,
         "num_threads": prepared.num_threads,

@@ -395,7 +395,7 @@ def test_what_a_qconf_cannot_express_is_refused() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_framework_s_default_runs(name: str) -> None:
     engine, (model, source) = ipex(), made(name)
-    built = engine.build_default(replace(source, stats=None), [(source.args, {})])
+    built = engine.framework_default(replace(source, stats=None), [(source.args, {})])
     with torch.no_grad():
         got, exact = built.model(*source.args), model(*source.args)
     error = float((got - exact).abs().max() / exact.abs().max())
@@ -417,7 +417,7 @@ def test_keyword_inputs_and_output_classes_survive_the_framework_s_default() -> 
     engine, x = ipex(), torch.randn(3, 8)
     copied, graph = deployable(Head().eval(), (x,), {"scale": torch.ones(1)})
     source = base.Source(copied, graph, None, (x,), {"scale": torch.ones(1)})
-    built = engine.build_default(source, [((x,), {"scale": torch.ones(1)})])
+    built = engine.framework_default(source, [((x,), {"scale": torch.ones(1)})])
     once, twice = (built.model(x, scale=torch.full((1,), factor)) for factor in (1.0, 2.0))
     assert isinstance(twice, outputs.SequenceClassifierOutput)
     assert torch.equal(twice.logits, 2 * once.logits)
