@@ -52,7 +52,7 @@ def measure(name: str, threads: int, max_trials: int) -> dict[str, Any]:
     seconds = time.monotonic() - start
     baseline, tuned = result.baseline, result.latency_ratio
     source = raysq.prepare(model, calib).source
-    default = ipex.Engine().framework_default(source, ((batch, {}) for batch in calib)).model  # as IPEX's tutorial does it
+    default = ipex.Engine().framework_default(source, ((batch, {}) for batch in calib)).model
     budget = Latency(budget_s=5.0)
     to_tuned = pair(default, result.model, args=calib[0], kwargs={}, num_threads=threads, latency=budget).ratio
     return {
