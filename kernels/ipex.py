@@ -37,7 +37,7 @@ from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import NOT_FUSED, executed_precisions
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.insertion import Insertion
-from raysq.kernels.qconf import fill
+from raysq.kernels.qconf import fill, is_smoothed
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme, TensorConfig
@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "extension", "prepare", "summary"]
 
+log = logging.getLogger("raysq")
+
 FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
+SMOOTH_MAPPING = "ipex.quantization.get_smooth_quant_qconfig_mapping"
 
 
 def extension() -> ModuleType:
@@ -184,7 +187,13 @@ class Engine:
         idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
         if idle:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
             built = self._insert(scaled, scaled.planner.plan(recipe, idle))
-        return replace(built, configure=partial(self.configure, source, recipe, idle))
+        return replace(built, configure=partial(self._to_save, source, recipe, idle))
+
+    def _to_save(self, source: Source, recipe: Recipe, idle: Mapping[str, str]) -> dict[str, Any]:
+        qconf = self.configure(source, recipe, idle)
+        if is_smoothed(qconf):
+            log.info("configure.json is for a model prepared with %s(): others load it silently wrong.", SMOOTH_MAPPING)
+        return qconf
 
     def configure(self, source: Source, recipe: Recipe, idle: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Return the qconf JSON with which IPEX's own `prepare`, `load_qconf_summary` and `convert` run a recipe.

@@ -27,7 +27,7 @@ from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.executed import NOT_FUSED, OPS, executed_ops
 from raysq.kernels.floats import freeze, warm_up
-from raysq.kernels.qconf import FACTOR, Op, match, ops_of
+from raysq.kernels.qconf import Op, is_smoothed, match, ops_of
 from raysq.recipe import Approach, Precision, Recipe
 
 if TYPE_CHECKING:
@@ -125,11 +125,10 @@ def prepared_model(source: Source, qconf: Mapping[str, Any]) -> nn.Module:
     Raises:
         BackendError: IPEX can't prepare the model, or load the configuration.
     """
-    text = json.dumps(qconf)
     with torch.no_grad(), warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "configure.json"
-        path.write_text(text)
-        prepared: nn.Module = ipex.prepare(source, smooth=f'"{FACTOR}"' in text)
+        path.write_text(json.dumps(qconf))
+        prepared: nn.Module = ipex.prepare(source, is_smoothed(qconf))
         try:
             prepared.load_qconf_summary(str(path))  # type: ignore[operator]  # IPEX adds it
         except Exception as exc:

@@ -30,7 +30,7 @@ from raysq.plan import CallPlan
 if TYPE_CHECKING:
     from raysq.stats import CalibrationStats
 
-__all__ = ["FACTOR", "Op", "fill", "match", "ops_of"]
+__all__ = ["FACTOR", "Op", "fill", "is_smoothed", "match", "ops_of"]
 
 Info = dict[str, Any]
 
@@ -52,6 +52,12 @@ class Op:
     def order(self) -> int:
         """Grows as the model runs."""
         return int(self.info["output_tensor_infos"][0]["id"])
+
+
+def is_smoothed(qconf: Mapping[str, Any]) -> bool:
+    """Whether some op's input is multiplied, for which a model must be prepared with IPEX's smooth mapping."""
+    infos = (op.info["input_tensor_infos"] for op in ops_of(qconf))
+    return any(FACTOR in tensor for tensors in infos for tensor in tensors if tensor)
 
 
 def fill(

@@ -15,7 +15,7 @@ from typing import Any
 
 from raysq.errors import SpaceError, unknown
 from raysq.features import Value
-from raysq.graph import ModelGraph
+from raysq.graph import ModelGraph, OpType
 from raysq.recipe import Recipe, Transform
 
 __all__ = ["ALPHA", "ModelChoices"]
@@ -73,7 +73,7 @@ class ModelChoices:
             Transform.EQUALIZATION: any(
                 g.producers and all(p.call for p in g.producers) for g in graph.groups.values()
             ),
-            Transform.BIAS_CORRECTION: any(call.op.is_conv or call.op == "linear" for call in graph.calls),
+            Transform.BIAS_CORRECTION: any(call.op.is_conv or call.op is OpType.LINEAR for call in graph.calls),
         }
         values.update({t.value: (False, True) for t in Transform if t in transforms and fits[t]})
         return cls({kind: tuple(names) for kind, names in kinds.items()}, alphas, values, everywhere)

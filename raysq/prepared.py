@@ -153,7 +153,7 @@ def prepare(
     if not isinstance(space, SearchSpace):
         if isinstance(engine, base.Selective):
             unseen = engine.unseen(source)
-            searched = _without_int8(searched, unseen)
+            searched = searched.without_int8(unseen)
             left_in_float |= unseen
         probed = probe(searched, source, engine)
         searched, build_s = probed.space, probed.build_s
@@ -173,12 +173,6 @@ def prepare(
         left_in_float=left_in_float,
         build_s=build_s,
     )
-
-
-def _without_int8(space: SearchSpace, calls: Mapping[str, str]) -> SearchSpace:
-    """Return the space in which some calls stay in float."""
-    options = {n: tuple(c for c in cs if not (c.is_int8 and n in calls)) for n, cs in space.options.items()}
-    return replace(space, options={name: configs for name, configs in options.items() if configs})
 
 
 def _smoothed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,13 +57,8 @@ def probe(space: SearchSpace, source: Source, engine: Backend) -> Probe:
     if engine.name != REFERENCE and _errs(built, source, recipe):
         recipe, built = _exonerated(recipe, built, source, engine, left)
     left |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
-    options = {
-        name: tuple(c for c in configs if not c.is_int8) if name in left else configs
-        for name, configs in space.options.items()
-    }
-    options = {name: configs for name, configs in options.items() if configs}
-    if any(c.is_int8 for configs in options.values() for c in configs):
-        return Probe(replace(space, options=options), left, build_s)
+    if any(c.is_int8 for name, configs in space.options.items() if name not in left for c in configs):
+        return Probe(space.without_int8(left), left, build_s)
     return Probe(space, {}, build_s)
 
 

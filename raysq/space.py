@@ -14,7 +14,7 @@ What is chosen of the model as a whole, alphas and transforms, stands in `raysq.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -201,6 +201,15 @@ class SearchSpace:
         """
         counts = {key: value for key, value in self.counts.items() if key != name}
         return replace(self, rankings={**self.rankings, name: tuple(calls)}, counts=counts)
+
+    def without_int8(self, calls: Container[str]) -> SearchSpace:
+        """Return the space in which these calls stay in float.
+
+        Raises:
+            SpaceError: nothing would be left in int8.
+        """
+        options = {n: tuple(c for c in cs if not (c.is_int8 and n in calls)) for n, cs in self.options.items()}
+        return replace(self, options={name: configs for name, configs in options.items() if configs})
 
     def narrow(self, changes: Mapping[str, Value | Sequence[Value]]) -> SearchSpace:
         """Return the space with other values for some dimensions; the first becomes the default, one is a constant.
