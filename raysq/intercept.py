@@ -274,6 +274,8 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if not _is_data(args[0]) or kwargs.get("return_indices"):
         return None
     args, kwargs = _with_stride(name, args, kwargs)
+    if args[0].dim() == 1 + int(name[-2]):  # without a batch axis, which oneDNN Graph's pools need
+        return Operands((args[0],), (), lambda a, *_: func(a[0][None], *args[1:], **kwargs)[0])
     return Operands((args[0],), (), lambda a, *_: func(a[0], *args[1:], **kwargs))
 
 

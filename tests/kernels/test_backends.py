@@ -278,6 +278,15 @@ def test_no_build_writes_into_its_inputs(name: str, layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", ["ipex", "reference"])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d(4)])
+def test_a_pool_may_have_no_batch_axis(name: str, pool: nn.Module) -> None:
+    x = torch.randn(8, 12, 16)
+    of = source(nn.Sequential(nn.Linear(16, 16), pool, nn.Tanh()), x)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(name).build(of, Recipe({})).model(x), of.model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ipex", "reference"])
 def test_the_same_recipe_built_twice_gives_the_same_bits(name: str) -> None:
     backend, of = engine(name), made("conv2d")
     recipe = build_space(of.graph, backend.capabilities()).default()
