@@ -7,9 +7,7 @@ in a process of its own. It prints the tables, and with --docs writes them betwe
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workload_table import cpu
+from workload_table import insert, where
 
 from raysq.graph import OpType
 from raysq.kernels import base
@@ -241,22 +239,18 @@ def text(measured: Mapping[str, Mapping[str, Any]], threads: int) -> str:
         if names:
             parts += table(names, measured, kind is TRANSFORMERS)
     evaluations = ", ".join(f"{name} {results[FP32.label]['eval_s']:.1f} s" for name, results in measured.items())
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     parts.append(
         "Times are ratios of interleaved runs on one batch to the fastest fp32 form. A global list is scored on the "
-        f"whole model, one build and evaluation per alpha. One fp32 evaluation: {evaluations}. {cpu()}, {threads} "
-        f"thread{'s' if threads > 1 else ''}, Python {platform.python_version()}, {versions}."
+        f"whole model, one build and evaluation per alpha. One fp32 evaluation: {evaluations}. "
+        + where(threads, PACKAGES)
     )
     return "\n".join(parts)
 
 
-def insert(document: str, content: str) -> str:
-    """Return a document with what stands between the marks replaced."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+def check_marks(document: str) -> None:
+    """End the program where a document has no place for the tables."""
+    if END not in document.partition(BEGIN)[2]:
         raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
-    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def measure_one(name: str, label: str, threads: int, out: Path) -> None:
@@ -289,6 +283,8 @@ def main() -> None:
         measure_one(name, label, options.threads, out)
         return
 
+    if options.docs:
+        check_marks(options.docs.read_text())
     out.mkdir(parents=True, exist_ok=True)
     measured = {}
     for name in options.workloads:
@@ -302,7 +298,7 @@ def main() -> None:
     content = text(measured, options.threads)
     (out / "tables.md").write_text(content + "\n")
     if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content))
+        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
     print(content)
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,17 @@ def row(measured: Mapping[str, Any]) -> str:
 
 def table(rows: list[Mapping[str, Any]], threads: int) -> str:
     """Return the whole table in Markdown, with where it was measured."""
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
-    where = f"{cpu()}, {threads} thread{'s' if threads > 1 else ''}, Python {platform.python_version()}, {versions}."
     goal = (
         "Goal: at most 1 % relative loss. Times are ratios of interleaved runs on one batch to the fastest fp32 form."
     )
-    return "\n".join([*head, *map(row, rows), "", f"{goal} {where}"])
+    return "\n".join([*head, *map(row, rows), "", f"{goal} {where(threads, PACKAGES)}"])
+
+
+def where(threads: int, packages: Sequence[str]) -> str:
+    """Return what a table was measured on and with, as a sentence."""
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    return f"{cpu()}, {threads} thread{'s' if threads > 1 else ''}, Python {platform.python_version()}, {versions}."
 
 
 def cpu() -> str:
@@ -111,11 +115,11 @@ def cpu() -> str:
     return f"{fields.get('model name', platform.processor())} ({', '.join(sorted(flags)) or 'no int8 instructions'})"
 
 
-def insert(text: str, content: str) -> str:
-    """Return `text` with what stands between the marks replaced."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+def insert(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
+    """Return `text` with what stands between two marks replaced."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def main() -> None:

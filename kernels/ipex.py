@@ -45,7 +45,7 @@ from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, S
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Engine", "extension", "prepare", "summary"]
+__all__ = ["Engine", "extension", "frozen", "prepare", "summary"]
 
 log = logging.getLogger("raysq")
 
@@ -237,11 +237,7 @@ class Engine:
                 converted = extension().quantization.convert(prepared)
             except Exception as exc:
                 raise BackendError(f"IPEX can't calibrate the model: {exc}") from exc
-        flat = Flattened(converted, source.args, source.kwargs)
-        script = freeze(flat)
-        warm_up(script, flat)
-        like = Flattened(source.model, source.args, source.kwargs)  # a converted model returns a dict for a ModelOutput
-        return ScriptedModel(self.name, script, Deployed.of(script, like), {}, {}, flat.example)
+        return frozen(source, converted, self.name)
 
     def _insert(self, source: Source, plans: Mapping[str, CallPlan]) -> ScriptedModel:
         model, plans = swap_dynamic(source.channels_last, source.graph, plans)
@@ -251,6 +247,19 @@ class Engine:
         warm_up(script, flat)
         executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)
+
+
+def frozen(source: Source, converted: nn.Module, backend: str) -> ScriptedModel:
+    """Return what IPEX's `convert` made of a model, traced and warmed up; what runs in which precision is not read.
+
+    Raises:
+        BackendError: it can't be traced or run.
+    """
+    flat = Flattened(converted, source.args, source.kwargs)
+    script = freeze(flat)
+    warm_up(script, flat)
+    like = Flattened(source.model, source.args, source.kwargs)  # a converted model returns a dict for a ModelOutput
+    return ScriptedModel(backend, script, Deployed.of(script, like), {}, {}, flat.example)
 
 
 def summary(source: Source, smooth: bool = False) -> dict[str, Any]:

@@ -18,15 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raysq.deployed import Deployed
 from raysq.errors import BackendError, RecipeError
-from raysq.flattened import Flattened
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels import ipex
 from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.executed import NOT_FUSED, OPS, executed_ops
-from raysq.kernels.floats import freeze, warm_up
 from raysq.kernels.qconf import Op, is_smoothed, match, ops_of
 from raysq.recipe import Approach, Precision, Recipe
 
@@ -101,16 +98,12 @@ class Engine:
                 converted = ipex.extension().quantization.convert(prepared_model(source, qconf), inplace=True)
             except Exception as exc:
                 raise BackendError(f"IPEX can't convert the model: {exc}") from exc
-        flat = Flattened(converted, source.args, source.kwargs)
-        script = freeze(flat)
-        warm_up(script, flat)
+        built = ipex.frozen(source, converted, self.name)
         wanted = [name for name in recipe.int8_calls if name not in idle]
         int8 = _run_in_int8(torch._C._last_executed_optimized_graph(), source.graph, wanted, _scopes(qconf))
         executed = {c.name: Precision.INT8 if c.name in int8 else Precision.FP32 for c in source.graph.calls}
         left = {**idle, **dict.fromkeys((name for name in wanted if name not in int8), NOT_FUSED)}
-        like = Flattened(source.model, source.args, source.kwargs)  # a converted model returns a dict for a ModelOutput
-        model = Deployed.of(script, like)
-        return ScriptedModel(self.name, script, model, executed, left, flat.example, configure=lambda: qconf)
+        return replace(built, executed=executed, left_in_float=left, configure=lambda: qconf)
 
 
 def prepared_model(source: Source, qconf: Mapping[str, Any]) -> nn.Module:
