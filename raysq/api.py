@@ -162,7 +162,7 @@ def tune(
             journal, header, earlier = Journal.resume(path, prints)
             baseline = header.baseline
         if hasattr(searcher, "bind"):
-            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source.graph, prepared.source.stats)
+            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source)
         with journal:
             trials = runner.run(
                 prepared,

@@ -25,10 +25,8 @@ from raysq.observation import observe
 from raysq.options import Latency, Smoothing, is_whole
 from raysq.probing import probe
 from raysq.recipe import Precision
-from raysq.sensitivities import ALL as SENSITIVITIES
-from raysq.sensitivities import rank
+from raysq.sensitivities import MSE, rank
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
-from raysq.smoothquant.rescaled import parameters_of
 from raysq.space import SearchSpace, build_space
 
 __all__ = ["Prepared", "as_call", "prepare", "resolve"]
@@ -196,14 +194,9 @@ def _smoothed(
 
 
 def _ranked(space: SearchSpace, source: Source) -> SearchSpace:
-    """Return the space with its calls ranked by what int8 costs them in its default recipe."""
-    default = space.default()
-    scaled = source.under(default)
-    assert scaled.stats is not None
-    weights = parameters_of(scaled.model)
-    for name, sensitivity in SENSITIVITIES.items():
-        space = space.with_ranking(name, rank(sensitivity(scaled.graph, scaled.stats, weights, default)))
-    return space
+    """Return the space with its calls ranked by what int8 costs them in its default recipe, as statistics tell."""
+    sensitivity = MSE()
+    return space.with_ranking(sensitivity.name, rank(sensitivity.scores(source, space.default())))
 
 
 def resolve(model: nn.Module | str) -> nn.Module:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from raysq.sensitivities.base import Sensitivity, rank
-from raysq.sensitivities.mse import relative_errors
+from raysq.sensitivities.mse import MSE
 
-__all__ = ["ALL", "Sensitivity", "rank", "relative_errors"]
+__all__ = ["ALL", "MSE", "Sensitivity", "rank"]
 
-ALL: Mapping[str, Sensitivity] = {"mse": relative_errors}
+ALL: tuple[type[Sensitivity], ...] = (MSE,)

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
-
-from numpy.typing import NDArray
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from raysq.graph import ModelGraph
+    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
-    from raysq.stats import CalibrationStats
 
 __all__ = ["Sensitivity", "rank"]
 
 
 class Sensitivity(Protocol):
-    """A pure function from a recipe to what int8 costs each call; asked once per recipe before the search starts."""
+    """What int8 costs each call of a model. A frozen value: its fields are its arguments.
 
-    def __call__(
-        self, graph: ModelGraph, stats: CalibrationStats, weights: Mapping[str, NDArray[Any]], recipe: Recipe
+    Attributes:
+        name: what users call it.
+        one_pass: whether all calls together cost what a single one does; others are asked for parts of them, side by
+            side and resumed after a crash.
+    """
+
+    name: ClassVar[str]
+    one_pass: ClassVar[bool]
+
+    def scores(
+        self, source: Source, recipe: Recipe, calls: Sequence[str] | None = None, floats: Collection[str] = ()
     ) -> dict[str, float]:
         """Return the cost by call name, in execution order, larger is worse, never NaN.
 
-        Calls that the recipe leaves in float, and those that calibration never reached, are left out.
+        The cost of a call is that of its int8 over its float, all others being as the recipe says.
+
+        Args:
+            source: the model, its statistics and kept items; it isn't changed.
+            recipe: how each call is quantized.
+            calls: whose cost is wanted; None: all that the recipe has in int8. Those that it has in float, and those
+                that calibration never reached, are left out.
+            floats: calls that are left in float meanwhile, but for the one that is looked at; they may be among
+                `calls`. Where each call is looked at by itself they make no difference.
         """
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,17 +15,36 @@ from raysq.calibration.mse import expected_error
 from raysq.graph import OpType
 from raysq.layer import TINY, fields, noise_to_signal, outputs, rounded, tensor
 from raysq.recipe import Approach
+from raysq.smoothquant.rescaled import parameters_of
 from raysq.weight import channel_axis, weight_of, weight_params
 
 if TYPE_CHECKING:
     from raysq.graph import Call, ModelGraph
     from raysq.histogram import Histogram
+    from raysq.kernels.base import Source
     from raysq.recipe import OpConfig, Recipe
     from raysq.stats import CalibrationStats, TensorStats
 
-__all__ = ["relative_errors"]
+__all__ = ["MSE", "relative_errors"]
 
 ROWS = 128  # used per call: the error is then known to about 10 %, and calls differ by orders of magnitude
+
+
+@dataclass(frozen=True)
+class MSE:
+    """The squared error of each call's output over its squared signal, from sampled rows: no forward pass."""
+
+    name: ClassVar[str] = "mse"
+    one_pass: ClassVar[bool] = True
+
+    def scores(
+        self, source: Source, recipe: Recipe, calls: Sequence[str] | None = None, floats: Collection[str] = ()
+    ) -> dict[str, float]:
+        """Return the noise-to-signal ratio of each call; see `Sensitivity`."""
+        scaled = source.under(recipe)
+        assert scaled.stats is not None  # there is no sensitivity without calibration
+        errors = relative_errors(scaled.graph, scaled.stats, parameters_of(scaled.model), recipe)
+        return {name: error for name, error in errors.items() if calls is None or name in calls}
 
 
 def relative_errors(

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import ClassVar
 
 from raysq.description import family
-from raysq.features import FEATURES, FLOAT_DTYPE
-from raysq.recipe import OpConfig, Precision, Recipe
-from raysq.space import SearchSpace
+from raysq.recipe import Precision, Recipe
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, ratio_of
 from raysq.strategies.following import follow
+from raysq.strategies.moves import (
+    Change,
+    flippable,
+    float_precisions,
+    in_float,
+    in_int8,
+    other_values,
+    rankings,
+    with_feature,
+)
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.tpe import tpe_sampler
 
 __all__ = ["Auto"]
 
 Steps = Iterator[Proposal | Barrier]
-Change = Callable[[Recipe], Recipe]
 
 FOUND = "found"  # the ranking that starts with the calls that the best recipe has in float
 FEW = 4  # float calls that TPE may try even where the best recipe has none
@@ -99,13 +106,13 @@ class Auto(Strategy):
 
     def _feature_variants(self, default: Recipe) -> Iterator[list[tuple[str, Change]]]:
         for feature in VARIANTS:
-            values = _values(self.space, feature, default)
+            values = other_values(self.space, feature, default)
             if values:
-                yield [(f"{feature} {value}", partial(_with_feature, self.space, feature, value)) for value in values]
+                yield [(f"{feature} {value}", partial(with_feature, self.space, feature, value)) for value in values]
 
     def _fall_back(self, history: History) -> Steps:
         """Put the most sensitive calls in float: ever more until it passes, then bisect."""
-        for precision in _float_precisions(self.space):
+        for precision in float_precisions(self.space):
             yield from self._climb(history, precision)
             yield BARRIER
             if history.best is not None:
@@ -113,7 +120,7 @@ class Auto(Strategy):
                 return
 
     def _climb(self, history: History, precision: Precision) -> Steps:
-        alive = _rankings(self.space)
+        alive = rankings(self.space)
         for k in self._rungs:
             for name, calls in alive.items():
                 if history.best is not None:
@@ -127,12 +134,12 @@ class Auto(Strategy):
     def _bisect(self, history: History, precision: Precision) -> Steps:
         passed = [
             (k, name)
-            for name, calls in _rankings(self.space).items()
+            for name, calls in rankings(self.space).items()
             for k in self._rungs
             if _feasible(history, self._rung(calls, k, precision))
         ]
         top, name = min(passed)
-        calls = _rankings(self.space)[name]
+        calls = rankings(self.space)[name]
         bottom = max((k for k in self._rungs if k < top), default=0)
         while top - bottom > 1:
             k = (top + bottom) // 2
@@ -142,7 +149,7 @@ class Auto(Strategy):
             top, bottom = (k, bottom) if _feasible(history, recipe) else (top, k)
 
     def _rung(self, calls: Sequence[str], k: int, precision: Precision) -> Recipe:
-        return _in_float(self.space, calls[:k], precision, self._base)
+        return in_float(self.space, calls[:k], precision, self._base)
 
     @property
     def _rungs(self) -> list[int]:
@@ -159,13 +166,13 @@ class Auto(Strategy):
         left = max(1, self.max_trials // SHARE)
         chunk = len(self._fallen_back(history.best.recipe)) // 2
         while chunk:
-            for bits in ("", *_values(self.space, "bits", self._base)):
+            for bits in ("", *other_values(self.space, "bits", self._base)):
                 calls = self._fallen_back(history.best.recipe)
                 for start in range(0, len(calls), chunk):
                     back = calls[start : start + chunk]
-                    recipe = self._in_int8(back, history.best.recipe)
+                    recipe = in_int8(self.space, back, self._base, history.best.recipe)
                     if bits:
-                        recipe = _with_feature(self.space, "bits", bits, recipe, back)
+                        recipe = with_feature(self.space, "bits", bits, recipe, back)
                     if left and history.of(recipe) is None:
                         left -= 1
                         yield Proposal(recipe, f"{len(back)} calls back to int8{bits and f' of {bits} bits'}")
@@ -198,20 +205,19 @@ class Auto(Strategy):
         """Yield what may make a recipe faster, the likeliest first."""
         space = self.space
         members: dict[str, list[str]] = {}
-        for call, configs in space.options.items():
-            if len({config.is_int8 for config in configs}) == 2:
-                members.setdefault(family(space.graph[call]), []).append(call)
-        precisions = _float_precisions(space)
+        for call in flippable(space):
+            members.setdefault(family(space.graph[call]), []).append(call)
+        precisions = float_precisions(space)
         for name in sorted(members, key=lambda name: name not in INT8_RARELY_PAYS):
             if any(start.config(call).is_int8 for call in members[name]):
-                yield f"{name} in {precisions[0]}", partial(_in_float, space, members[name], precisions[0])
+                yield f"{name} in {precisions[0]}", partial(in_float, space, members[name], precisions[0])
             if not any(start.config(call).is_int8 for call in members[name]):
-                yield f"{name} in int8", partial(self._in_int8, members[name])
+                yield f"{name} in int8", partial(in_int8, space, members[name], self._base)
         free = {group: alpha for group, alpha in start.smoothing.items() if space.graph.groups[group].producers}
         if free != dict(start.smoothing):
             yield "smoothing where it is free", partial(Recipe.with_smoothing, smoothing=free)
-        for value in _values(space, "activation", start):
-            yield f"activation {value}", partial(_with_feature, space, "activation", value)
+        for value in other_values(space, "activation", start):
+            yield f"activation {value}", partial(with_feature, space, "activation", value)
         for precision in precisions:
             yield f"float calls in {precision}", partial(self._recast, precision)
 
@@ -221,7 +227,7 @@ class Auto(Strategy):
         if history.best is not None and not space.by_call:
             floats = self._float_calls(history.best.recipe)[::-1]
             if floats:
-                ranking = next(iter(_rankings(space).values()))
+                ranking = next(iter(rankings(space).values()))
                 space = space.with_ranking(FOUND, dict.fromkeys([*floats, *ranking]))
             counts = {d.name: d.values for d in space.dimensions if isinstance(d.values, range)}
             top = max(FEW, 2 * len(floats))  # far more calls in float than are needed is never fast
@@ -237,7 +243,7 @@ class Auto(Strategy):
 
     def _float_calls(self, recipe: Recipe) -> list[str]:
         """Return the calls of a recipe that are float but may be int8, the least sensitive first."""
-        ranking = next(iter(_rankings(self.space).values()))
+        ranking = next(iter(rankings(self.space).values()))
         return [call for call in reversed(ranking) if not recipe.config(call).is_int8]
 
     def _fallen_back(self, recipe: Recipe) -> list[str]:
@@ -245,60 +251,7 @@ class Auto(Strategy):
 
     def _recast(self, precision: Precision, recipe: Recipe) -> Recipe:
         """Return the recipe with its float calls in another float type."""
-        return _in_float(self.space, self._float_calls(recipe), precision, recipe)
-
-    def _in_int8(self, calls: Sequence[str], recipe: Recipe) -> Recipe:
-        return recipe.with_ops({call: self._int8(call) for call in calls if not recipe.config(call).is_int8})
-
-    def _int8(self, call: str) -> OpConfig:
-        config = self._base.config(call)
-        return config if config.is_int8 else next(c for c in self.space.options[call] if c.is_int8)
-
-
-def _rankings(space: SearchSpace) -> dict[str, tuple[str, ...]]:
-    """Return all rankings of the calls that may be int8 or float, each completed; without any, small calls first."""
-    calls = sorted(space.graph.calls, key=lambda call: call.macs)
-    every = space.with_ranking("macs", (call.name for call in calls)).ranking("macs")
-    ranked = {name: tuple(dict.fromkeys([*space.ranking(name), *every])) for name in space.rankings}
-    return ranked or {"macs": every}
-
-
-def _float_precisions(space: SearchSpace) -> list[Precision]:
-    """Return the float types that some call offers beside int8, the default first."""
-    return [Precision(str(value)) for value in space.choices.get(FLOAT_DTYPE, ())]
-
-
-def _in_float(space: SearchSpace, calls: Sequence[str], precision: Precision, recipe: Recipe) -> Recipe:
-    """Return the recipe with these calls in a float type, or in the one they have."""
-    changes = {}
-    for call in calls:
-        floats = [config for config in space.options[call] if not config.is_int8]
-        changes[call] = next((config for config in floats if config.precision is precision), floats[0])
-    return recipe.with_ops(changes)
-
-
-def _values(space: SearchSpace, feature: str, recipe: Recipe) -> list[str]:
-    """Return the values of a feature that would change a recipe."""
-    tables = (values for name, values in space.choices.items() if name.rpartition(".")[2] == feature)
-    values = dict.fromkeys(str(value) for values in tables for value in values)
-    return [value for value in values if _with_feature(space, feature, value, recipe) != recipe]
-
-
-def _with_feature(
-    space: SearchSpace, feature: str, value: str, recipe: Recipe, calls: Sequence[str] | None = None
-) -> Recipe:
-    """Return the recipe with one feature changed in all int8 calls that can, or in those named that can."""
-    changes = {}
-    for call, configs in space.options.items():
-        now = recipe.config(call)
-        if now.is_int8 and (calls is None or call in calls):
-            same = (c for c in configs if c.is_int8 and _agree(c, now, feature) and FEATURES[feature](c) == value)
-            changes[call] = next(same, now)
-    return recipe.with_ops(changes)
-
-
-def _agree(one: OpConfig, other: OpConfig, but: str) -> bool:
-    return all(read(one) == read(other) for name, read in FEATURES.items() if name != but)
+        return in_float(self.space, self._float_calls(recipe), precision, recipe)
 
 
 def _loss(history: History, recipe: Recipe) -> float:

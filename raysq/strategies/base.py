@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,8 +21,8 @@ from raysq.space import SearchSpace
 from raysq.tuning.records import record
 
 if TYPE_CHECKING:
-    from raysq.graph import ModelGraph
-    from raysq.stats import CalibrationStats
+    from raysq.kernels.base import Source
+    from raysq.sensitivities import Sensitivity
 
 __all__ = ["BARRIER", "History", "Proposal", "Strategy"]
 
@@ -47,6 +47,8 @@ class Barrier(Enum):
 
 
 BARRIER: Final = Barrier.WAIT
+
+Costs = Callable[["Sensitivity", Recipe, "Sequence[str] | None", Collection[str]], dict[str, float]]
 
 
 class History(Sequence[TrialRecord]):
@@ -104,7 +106,7 @@ def ratio_of(record: TrialRecord) -> float:
 
 
 class Strategy(Searcher):
-    """Base of all strategies: write `next_recipe`.
+    """Base of all strategies: write `next_recipe`, and `traverse` where the way through it is another.
 
     Bound to a search before use. What it proposes twice, or without a call in int8, is passed over; a proposal that
     failed or gave NaN is in the history as failed. Saving keeps the calls that were made, restoring makes them again.
@@ -130,9 +132,17 @@ class Strategy(Searcher):
 
         Run once per search, and only as far as proposals are wanted: with n slots up to n proposals are running
         when the next is asked for. `history` is live. `self.space`, `goal`, `max_trials`, `seed`, `graph` and
-        `stats` are set. Use no clock and no randomness but `self.seed`: the same results must give the same
-        proposals.
+        `stats` are set, and `self.costs` measures sensitivities. Use no clock and no randomness but `self.seed`: the
+        same results must give the same proposals.
         """
+
+    def traverse(self, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield the proposals of the whole search: those of `next_recipe`.
+
+        Override it to go through `next_recipe` in another way: several times, interleaved with another strategy, or
+        only as long as something holds.
+        """
+        yield from self.next_recipe(history)
 
     def bind(
         self,
@@ -140,8 +150,8 @@ class Strategy(Searcher):
         goal: Goal | None = None,
         max_trials: int = 50,
         seed: int = 0,
-        graph: ModelGraph | None = None,
-        stats: CalibrationStats | None = None,
+        source: Source | None = None,
+        costs: Costs | None = None,
     ) -> Self:
         """Say what is searched; returns itself.
 
@@ -150,18 +160,47 @@ class Strategy(Searcher):
             goal: what makes a recipe feasible; None: `Goal()`.
             max_trials: how many trials there will be at most, >= 1.
             seed: of all randomness.
-            graph: the model's calls; None: those of the space.
-            stats: calibration statistics, for strategies that read them.
+            source: the model with its statistics, for strategies that look at them; `Prepared.source`.
+            costs: measures sensitivities instead of `Sensitivity.scores` on the source: a simulation.
         """
         self.space = space
         self.goal = goal or Goal()
         self.max_trials = max_trials
         self.seed = seed
-        self.graph = graph or space.graph
-        self.stats = stats
+        self.source = source
+        self.graph = space.graph if source is None else source.graph
+        self.stats = None if source is None else source.stats
+        self._costs = costs
         self._bound = True
         self._reset()
         return self
+
+    def costs(
+        self,
+        sensitivity: Sensitivity,
+        recipe: Recipe,
+        calls: Sequence[str] | None = None,
+        floats: Collection[str] = (),
+    ) -> dict[str, float]:
+        """Return what int8 costs each call by a sensitivity, see `Sensitivity.scores`.
+
+        Raises:
+            OptionError: the strategy was bound without the model and its statistics.
+        """
+        if self._costs is not None:
+            return self._costs(sensitivity, recipe, calls, floats)
+        if self.source is None or self.stats is None:
+            raise OptionError(
+                f"strategy {self.name!r} looks at the model and its calibration data. Bind it with them: "
+                "`strategy.bind(prepared.space, goal, source=prepared.source)`."
+            )
+        return sensitivity.scores(self.source, recipe, calls, floats)
+
+    def learn(self, record: TrialRecord) -> None:
+        """Take a trial that it didn't propose into the history, such as one of an earlier run."""
+        self._calls.append(("learn", record))
+        self._known.add(record.recipe.digest)
+        self.history.append(record)
 
     def _reset(self) -> None:
         self.history = History()
@@ -181,7 +220,7 @@ class Strategy(Searcher):
             return None
         self._calls.append(("suggest", trial_id))
         if self._proposals is None:
-            self._proposals = self.next_recipe(self.history)
+            self._proposals = self.traverse(self.history)
         for _ in range(MAX_DUPLICATES):
             if self._waiting and self._running:
                 return None
@@ -229,5 +268,10 @@ class Strategy(Searcher):
 
     def _repeat(self, calls: list[tuple[Any, ...]]) -> None:
         self._reset()
+        repeat: dict[str, Callable[..., object]] = {
+            "suggest": self.suggest,
+            "complete": self.on_trial_complete,
+            "learn": self.learn,
+        }
         for kind, *arguments in calls:
-            (self.suggest if kind == "suggest" else self.on_trial_complete)(*arguments)
+            repeat[kind](*arguments)

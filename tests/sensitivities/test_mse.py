@@ -26,7 +26,8 @@ from raysq.recipe import (
     Scheme,
     TensorConfig,
 )
-from raysq.sensitivities import ALL, rank, relative_errors
+from raysq.sensitivities import ALL, MSE, rank
+from raysq.sensitivities.mse import relative_errors
 
 INT8 = OpConfig(Precision.INT8)
 PER_TENSOR = OpConfig(Precision.INT8, weight=TensorConfig(QuantDType.S8, Scheme.SYMMETRIC, Granularity.PER_TENSOR))
@@ -223,7 +224,7 @@ def test_rounding_equals_the_arithmetic_to_the_bit(scheme, axis):
 
 
 def test_known_by_name():
-    assert ALL["mse"] is relative_errors
+    assert MSE in ALL
 
 
 def test_the_weights_are_not_changed(prepared):
