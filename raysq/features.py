@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 
 from raysq.description import family
 from raysq.graph import Call
@@ -10,11 +11,14 @@ from raysq.recipe import OpConfig
 from raysq.spelling import spell
 
 __all__ = [
+    "BLOCK",
     "FEATURES",
     "FLOAT_CALLS",
     "FLOAT_DTYPE",
     "OVERRIDE",
+    "Per",
     "Value",
+    "block_of",
     "canonical",
     "classifier",
     "features_of",
@@ -27,6 +31,7 @@ __all__ = [
 Value = str | int | float | bool
 
 OVERRIDE = "op/"
+BLOCK = "block/"
 FLOAT_DTYPE = "float_dtype"
 FLOAT_CALLS = "float_calls."
 FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the order in which they narrow its options
@@ -42,9 +47,24 @@ FEATURES: Mapping[str, Callable[[OpConfig], str]] = {  # of an int8 call, in the
 WEIGHT_FEATURES = ("weight", "weight_algorithm", "granularity", "rounding")
 
 
-def pick(configs: tuple[OpConfig, ...], call: Call, point: Mapping[str, Value], as_float: bool) -> OpConfig:
-    """Return the first option that has what is wanted, passing over wishes that none of those left can grant."""
-    wishes = [(family(call), "float" if as_float else point.get(family(call)))]
+class Per(StrEnum):
+    """What there is one dimension for, that chooses between int8 and float."""
+
+    FAMILY = "family"
+    BLOCK = "block"
+    CALL = "call"
+
+
+def pick(configs: tuple[OpConfig, ...], call: Call, point: Mapping[str, Value], wanted: Value | None) -> OpConfig:
+    """Return the first option that has what is wanted, passing over wishes that none of those left can grant.
+
+    Args:
+        configs: the options.
+        call: whose they are.
+        point: what is wanted by dimension.
+        wanted: "int8" or "float"; None where nothing says so.
+    """
+    wishes = [(family(call), wanted)]
     wishes += [(name, point.get(name)) for name in (f"{group_of(call)}.{feature}" for feature in FEATURES)]
     wishes += [(FLOAT_DTYPE, point.get(FLOAT_DTYPE))]
     left = list(configs)
@@ -61,7 +81,7 @@ def classifier(name: str, call: Call) -> Callable[[OpConfig], str | None]:
     """Return what a dimension says about one of a call's options; None where it says nothing."""
     if name == OVERRIDE + call.name:
         return spell
-    if name == family(call):
+    if name in (family(call), block_of(call)):
         return int8_or_float
     if name == FLOAT_DTYPE:
         return lambda config: None if config.is_int8 else config.precision.value
@@ -97,6 +117,11 @@ def features_of(call: Call) -> tuple[str, ...]:
 def group_of(call: Call) -> str:
     """Name of the calls that share the dimensions of quantization: a family, depthwise with the other convolutions."""
     return "conv" if call.op.is_conv else family(call)
+
+
+def block_of(call: Call) -> str:
+    """Name of the dimension of the block that encloses a call; "" where none does."""
+    return BLOCK + call.block if call.block else ""
 
 
 def canonical(config: OpConfig) -> OpConfig:

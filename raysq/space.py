@@ -1,4 +1,4 @@
-"""What may be tuned in one model, as about twenty dimensions or as one per call; flat config to recipe and back.
+"""What may be tuned in one model, in about twenty dimensions or one per block or call; flat config to recipe and back.
 
 linear              "int8" or "float"                  families: conv, depthwise, linear, matmul, add, pool, …
 linear.activation   "uint8 asym"                       dtype and scheme of the inputs
@@ -6,6 +6,7 @@ linear.algorithm    "kl"                               calibration of the inputs
 linear.approach, linear.weight, linear.weight_algorithm, linear.granularity
 float_dtype         "bf16" or "fp32"                   what a call runs in that isn't int8
 float_calls.mse     3                                  how many of the most sensitive calls, by ranking "mse", are float
+block/blocks.3      "int8" or "float"                  the calls of one block; beats their families
 op/fc1              "int8 static uint8/asym/kl …"      one call by itself; beats all others
 
 What is chosen of the model as a whole, alphas and transforms, stands in `raysq.model_choices`.
@@ -13,7 +14,6 @@ What is chosen of the model as a whole, alphas and transforms, stands in `raysq.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from raysq.choices import options as call_options
+from raysq.closest import closest_point
 from raysq.description import Description, family, load
 from raysq.errors import OptionError, RecipeError, SpaceError, unknown
 from raysq.features import (
+    BLOCK,
     FEATURES,
     FLOAT_CALLS,
     FLOAT_DTYPE,
     OVERRIDE,
+    Per,
     Value,
+    block_of,
     canonical,
     classifier,
     features_of,
@@ -43,7 +47,7 @@ from raysq.model_choices import ModelChoices
 from raysq.recipe import Approach, OpConfig, Recipe
 from raysq.spelling import parse, spell
 
-__all__ = ["RESERVED", "Dimension", "SearchSpace", "Value", "build_space", "flatten"]
+__all__ = ["RESERVED", "Dimension", "Per", "SearchSpace", "Value", "build_space", "flatten"]
 
 RESERVED = ("label", "trial", "seen")  # keys that travel in a trial's config beside the point: who suggested it, when
 APPROACHES = {"static": (Approach.STATIC,), "dynamic": (Approach.DYNAMIC,), "auto": tuple(Approach)}
@@ -69,14 +73,14 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Every recipe that may be tried. Frozen: `narrow`, `per_op` and `with_ranking` return another space.
+    """Every recipe that may be tried. Frozen: `narrow`, `per_op`, `per_block` and `with_ranking` return another.
 
     Attributes:
         graph: the model's calls.
         options: what each call may run as, its default first; calls that aren't named stay in fp32.
         rankings: name to calls, the most sensitive first; each gives a dimension `float_calls.<name>`.
         counts: allowed numbers of float calls by ranking, where they were narrowed.
-        by_call: whether there is a dimension per call instead of the compact ones.
+        per: whether int8 or float is chosen by family and by ranking, by block, or all of it by call.
         model: what may be chosen beside the calls: alphas and transforms.
     """
 
@@ -84,7 +88,7 @@ class SearchSpace:
     options: Mapping[str, tuple[OpConfig, ...]]
     rankings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     counts: Mapping[str, tuple[int, ...] | range] = field(default_factory=dict)
-    by_call: bool = False
+    per: Per = Per.FAMILY
     model: ModelChoices = field(default_factory=ModelChoices)
 
     def __post_init__(self) -> None:
@@ -103,12 +107,21 @@ class SearchSpace:
 
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
-        """What a search may choose: no more than about twenty, unless there is one per call."""
-        if self.by_call:
+        """What a search may choose: no more than about twenty, unless there is one per block or call."""
+        every: Iterable[tuple[str, tuple[Value, ...] | range]] = self.choices.items()
+        if self.per is Per.CALL:
             by_call = [(OVERRIDE + call, tuple(map(spell, configs))) for call, configs in self.options.items()]
             every = [*by_call, *self.model.by_group]
-            return tuple(Dimension(name, values) for name, values in every if len(values) > 1)
-        return tuple(Dimension(name, values) for name, values in self.choices.items() if len(values) > 1)
+        elif self.per is Per.BLOCK:
+            inside = {family(call) for call, _ in self._calls()} - {family(self.graph[c]) for c in self.outside_blocks}
+            shared = [(k, v) for k, v in every if k not in inside and not k.startswith(FLOAT_CALLS)]
+            every = [*self.blocks.items(), *shared]
+        return tuple(Dimension(name, values) for name, values in every if len(values) > 1)
+
+    @property
+    def by_call(self) -> bool:
+        """Whether there is a dimension per call."""
+        return self.per is Per.CALL
 
     @cached_property
     def choices(self) -> Mapping[str, tuple[Value, ...] | range]:
@@ -119,7 +132,7 @@ class SearchSpace:
             for feature in features_of(call):
                 values = found.setdefault(f"{group_of(call)}.{feature}", {})
                 values.update((FEATURES[feature](c), None) for c in configs if c.is_int8)
-        floats = (c.precision.value for call in self._flippable for c in self.options[call] if not c.is_int8)
+        floats = (c.precision.value for call in self.flippable for c in self.options[call] if not c.is_int8)
         found[FLOAT_DTYPE] = dict.fromkeys(floats)
         tables: dict[str, tuple[Value, ...] | range] = {name: tuple(values) for name, values in found.items() if values}
         for name in self.rankings:
@@ -128,15 +141,30 @@ class SearchSpace:
         return {**tables, **self.model.values}
 
     @cached_property
-    def _flippable(self) -> dict[str, None]:
+    def blocks(self) -> Mapping[str, tuple[Value, ...]]:
+        """What the calls of each block may run in, by the key of a flat config."""
+        found: dict[str, dict[Value, None]] = {}
+        for call, configs in self._calls():
+            if call.block:
+                found.setdefault(block_of(call), {}).update((int8_or_float(c), None) for c in configs)
+        return {name: tuple(values) for name, values in found.items()}
+
+    @cached_property
+    def flippable(self) -> Mapping[str, None]:
+        """Names of the calls that may run in int8 or in float, in execution order."""
         return {call.name: None for call, configs in self._calls() if len({c.is_int8 for c in configs}) == 2}
+
+    @property
+    def outside_blocks(self) -> tuple[str, ...]:
+        """Names of the calls that may run in int8 or in float and lie in no block."""
+        return tuple(call for call in self.flippable if not self.graph[call].block)
 
     def _calls(self) -> Iterator[tuple[Call, tuple[OpConfig, ...]]]:
         return ((self.graph[name], configs) for name, configs in self.options.items())
 
     def ranking(self, name: str) -> tuple[str, ...]:
         """Return those calls of a ranking that may be int8 or float, the most sensitive first."""
-        return tuple(call for call in self.rankings[name] if call in self._flippable)
+        return tuple(call for call in self.rankings[name] if call in self.flippable)
 
     def default(self) -> Recipe:
         """Return the recipe in which each call has its first option."""
@@ -155,9 +183,10 @@ class SearchSpace:
         ops = {}
         for call, configs in self._calls():
             as_float = call.name in floats
-            key = (id(configs), family(call), group_of(call), call.op.has_weight, as_float)
+            wanted = "float" if as_float else point.get(block_of(call), point.get(family(call)))
+            key = (id(configs), family(call), group_of(call), call.op.has_weight, wanted)
             if key not in picked:
-                picked[key] = pick(configs, call, point, as_float)
+                picked[key] = pick(configs, call, point, wanted)
             ops[call.name] = picked[key]
         return self.model.apply(point, Recipe({**ops, **overrides}))
 
@@ -170,10 +199,7 @@ class SearchSpace:
         self._check_inside(recipe)
         if self.by_call:
             return {d.name: self._value_of(d.name, recipe) for d in self.dimensions}
-        point = {**self._counts_of(recipe)}
-        point.update(self._families_of(recipe, point))
-        point.update(self._features_of(recipe))
-        point.update(self.model.point(recipe))
+        point = {**closest_point(self, recipe), **self.model.point(recipe)}
         point = {d.name: point.get(d.name, d.default) for d in self.dimensions}
         point.update(self.model.overrides(point, recipe))
         base = self.recipe(point)
@@ -191,7 +217,15 @@ class SearchSpace:
 
     def per_op(self) -> SearchSpace:
         """Return the same space with a dimension per call."""
-        return replace(self, by_call=True)
+        return replace(self, per=Per.CALL)
+
+    def per_block(self) -> SearchSpace:
+        """Return the same space with a dimension per block that says whether its calls are int8 or float.
+
+        Families have one for calls outside of all blocks, quantization is chosen as in the compact space; what stands
+        in the rankings' `float_calls` keeps its default.
+        """
+        return replace(self, per=Per.BLOCK)
 
     def with_ranking(self, name: str, calls: Iterable[str]) -> SearchSpace:
         """Return this space with one more ranking, the most sensitive call first.
@@ -217,7 +251,7 @@ class SearchSpace:
         Calls that can't run as any of the values stay as they are.
 
         Args:
-            changes: dimension, or "op/<call>", to one value or several, all of which it has now.
+            changes: dimension, "block/<path>" or "op/<call>", to one value or several, all of which it has now.
 
         Raises:
             SpaceError: an unknown dimension, or a value that it doesn't have.
@@ -273,13 +307,24 @@ class SearchSpace:
             elif self.model.is_about(key):
                 self.model.check(key, value)
                 point[key] = value
-            elif key not in self.choices:
-                raise SpaceError(unknown("dimension", key, self.choices))
-            elif value not in self.choices[key]:
-                raise SpaceError(f"{key!r} must be one of {_shown(self.choices[key])}, got {value!r}.")
             else:
+                values = self._values(key)
+                if value not in values:
+                    raise SpaceError(f"{key!r} must be one of {_shown(values)}, got {value!r}.")
                 point[key] = value
         return point, overrides
+
+    def _values(self, key: str) -> tuple[Value, ...] | range:
+        """Return the values of a dimension or of a block."""
+        if key.startswith(BLOCK):
+            if key not in self.blocks:
+                raise SpaceError(
+                    unknown("block", key.removeprefix(BLOCK), (b.removeprefix(BLOCK) for b in self.blocks))
+                )
+            return self.blocks[key]
+        if key not in self.choices:
+            raise SpaceError(unknown("dimension", key, self.choices))
+        return self.choices[key]
 
     def _override(self, call: str, value: Any) -> OpConfig:
         if call not in self.options:
@@ -307,53 +352,6 @@ class SearchSpace:
                 raise SpaceError(
                     f"{call!r} can't run as {spell(config)!r}; it can as {_shown([spell(c) for c in configs])}."
                 )
-
-    def _counts_of(self, recipe: Recipe) -> dict[str, Value]:
-        """Return how much of each ranking's top is float; a ranking that adds nothing to the others has none."""
-        tops: dict[str, tuple[str, ...]] = {}
-        for name in self.rankings:
-            calls = self.ranking(name)
-            k = next((i for i, call in enumerate(calls) if recipe.config(call).is_int8), len(calls))
-            fitting = [n for n in self.choices[FLOAT_CALLS + name] if isinstance(n, int) and n <= k]
-            tops[name] = calls[: max(fitting, default=0)]
-        counts: dict[str, Value] = {}
-        covered: set[str] = set()
-        for name, top in sorted(tops.items(), key=lambda item: -len(item[1])):
-            if not covered.issuperset(top):
-                counts[FLOAT_CALLS + name] = len(top)
-                covered.update(top)
-        return counts
-
-    def _families_of(self, recipe: Recipe, counts: dict[str, Value]) -> dict[str, Value]:
-        """Return the precision of each family, and shorten `counts` by what a float family explains already."""
-        tops = {key: self.ranking(key.removeprefix(FLOAT_CALLS))[: int(k)] for key, k in counts.items()}
-        covered = {call for top in tops.values() for call in top}
-        members: dict[str, list[str]] = {}
-        for call in self._flippable:
-            members.setdefault(family(self.graph[call]), []).append(call)
-        whole = {
-            name
-            for name, calls in members.items()
-            if not any(recipe.config(call).is_int8 for call in calls) and not covered.issuperset(calls)
-        }
-        for key, top in tops.items():
-            explained = [family(self.graph[call]) in whole for call in top]
-            counts[key] = next((i + 1 for i in range(len(top) - 1, -1, -1) if not explained[i]), 0)
-        return {name: "float" if name in whole else "int8" for name in members}
-
-    def _features_of(self, recipe: Recipe) -> dict[str, Value]:
-        """Return what most int8 calls of each group have, and what most float calls run in."""
-        votes: dict[str, Counter[str]] = {}
-        for call in self.options:
-            config = recipe.config(call)
-            if config.is_int8:
-                for feature in features_of(self.graph[call]):
-                    votes.setdefault(f"{group_of(self.graph[call])}.{feature}", Counter())[
-                        FEATURES[feature](config)
-                    ] += 1
-            elif call in self._flippable:
-                votes.setdefault(FLOAT_DTYPE, Counter())[config.precision.value] += 1
-        return {name: counter.most_common(1)[0][0] for name, counter in votes.items()}
 
 
 def build_space(

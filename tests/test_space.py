@@ -277,8 +277,21 @@ def test_the_per_op_space_has_one_per_call() -> None:
     assert [d.name for d in SPACE.per_op().dimensions] == [f"op/{call}" for call in SPACE.options]
 
 
+def test_the_per_block_space_has_one_per_block_beside_what_is_quantized_alike() -> None:
+    names = [d.name for d in SPACE.per_block().dimensions]
+    blocks = [f"block/blocks.{i}" for i in range(10)]
+    features = [d.name for d in SPACE.dimensions if "." in d.name and not d.name.startswith("float_calls")]
+    assert names == [*blocks, *features, "float_dtype"]  # no family: none has a call outside of the blocks
+
+
+def test_calls_outside_of_all_blocks_are_chosen_by_family_in_the_per_block_space() -> None:
+    names = [d.name for d in small(rankings={"mse": ["fc1"]}).per_block().dimensions]
+    assert {"block/b", "conv", "matmul", "add"} <= set(names)
+    assert not {"linear", "float_calls.mse"} & set(names)
+
+
 def test_tables_name_every_dimension() -> None:
-    for space in (SPACE, SPACE.per_op()):
+    for space in (SPACE, SPACE.per_op(), SPACE.per_block()):
         assert all(dimension.name in space.table() for dimension in space.dimensions)
 
 
@@ -299,7 +312,10 @@ def random_points(space: SearchSpace, n: int) -> list[dict[str, Any]]:
     return [{d.name: rng.choice(d.values) for d in space.dimensions} for _ in range(n)]
 
 
-@pytest.mark.parametrize("space", [SPACE, small(approach="auto", rankings={"mse": ["fc2", "conv", "fc1"]})])
+RANKED = small(approach="auto", rankings={"mse": ["fc2", "conv", "fc1"]})
+
+
+@pytest.mark.parametrize("space", [SPACE, RANKED, SPACE.per_block(), RANKED.per_block()])
 def test_a_compact_recipe_needs_no_overrides(space: SearchSpace) -> None:
     for point in random_points(space, 50):
         recipe = space.recipe(point)
@@ -313,11 +329,12 @@ def test_any_recipe_has_a_config(space: SearchSpace) -> None:
     for point in random_points(space.per_op(), 20):
         recipe = space.recipe(point)
         assert space.recipe(space.config(recipe)) == recipe
+        assert space.per_block().recipe(space.per_block().config(recipe)) == recipe
         assert space.per_op().config(recipe) == point
 
 
 def test_values_are_plain() -> None:
-    for space in (SPACE, SPACE.per_op()):
+    for space in (SPACE, SPACE.per_op(), SPACE.per_block()):
         assert all(type(v) in (str, int) for d in space.dimensions for v in d.values)
 
 
@@ -335,6 +352,30 @@ def test_an_override_beats_all_dimensions() -> None:
     assert not recipe.config("blocks.0.fc2").is_int8
 
 
+def floats(recipe: Recipe) -> set[str]:
+    return {call for call in recipe.ops if not recipe.config(call).is_int8}
+
+
+def test_a_block_in_float_is_a_fallback_set_in_any_space() -> None:
+    for space in (SPACE, SPACE.per_block()):
+        recipe = space.recipe({"block/blocks.3": "float", "float_dtype": "fp32"})
+        assert floats(recipe) == {call.name for call in SIM.graph.calls if call.block == "blocks.3"}
+        assert {recipe.config(call).precision for call in floats(recipe)} == {Precision.FP32}
+
+
+def test_a_block_beats_families_and_is_beaten_by_a_call() -> None:
+    first = "blocks.3.fc1"
+    recipe = SPACE.recipe({"linear": "float", "block/blocks.3": "int8", f"op/{first}": "bf16"})
+    assert first in floats(recipe)
+    assert "blocks.3.fc2" not in floats(recipe) and "blocks.2.fc2" in floats(recipe)
+
+
+def test_what_a_ranking_puts_in_float_stays_there_in_an_int8_block() -> None:
+    most = SIM.rankings["mse"][0]
+    recipe = SPACE.recipe({"float_calls.mse": 1, f"block/{SIM.graph[most].block}": "int8"})
+    assert floats(recipe) == {most}
+
+
 def test_nested_configs_are_read_too() -> None:
     assert SPACE.recipe({"op": {"blocks.0.fc1": "fp32"}}) == SPACE.recipe({"op/blocks.0.fc1": "fp32"})
 
@@ -350,6 +391,8 @@ def test_what_travels_beside_the_point_is_no_dimension() -> None:
         ({"linear.activation": "int8 asym"}, "must be one of"),
         ({"float_calls.mse": 60}, "must be one of 0 … 59"),
         ({"op/blocks.0.fc3": "fp32"}, "Did you mean"),
+        ({"block/blocks.11": "float"}, "unknown block 'blocks.11'.*Did you mean"),
+        ({"block/blocks.1": "bf16"}, "must be one of 'int8', 'float'"),
         ({"op/blocks.0.fc1": "int4"}, "a call's configuration is"),
         ({"op/blocks.0:add": "int8 static uint8/asym/kl int8/sym/minmax/per_channel"}, "can't run as"),
     ],
@@ -384,6 +427,16 @@ def test_narrow_keeps_values_and_sets_the_default() -> None:
     assert str(space.default().config("blocks.1.fc2").activation.algorithm) == "kl"
     assert not space.default().config("blocks.1:matmul").is_int8
     assert space.narrow({"op/blocks.0.fc1": "fp32"}).options["blocks.0.fc1"] == (OpConfig(Precision.FP32),)
+
+
+def test_narrow_takes_blocks_and_the_first_value_becomes_the_default() -> None:
+    fixed = SPACE.narrow({"block/blocks.3": "float"})
+    assert "block/blocks.3" not in {d.name for d in fixed.per_block().dimensions}
+    assert floats(fixed.default()) == {call.name for call in SIM.graph.calls if call.block == "blocks.3"}
+    assert fixed.recipe({"block/blocks.3": "float"}) == fixed.default()  # naming it is no error
+    turned = SPACE.narrow({"block/blocks.3": ["float", "int8"]})
+    assert turned.default() == fixed.default()
+    assert {d.name: d.default for d in turned.per_block().dimensions}["block/blocks.3"] == "float"
 
 
 @pytest.mark.parametrize(

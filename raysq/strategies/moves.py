@@ -24,7 +24,7 @@ Change = Callable[[Recipe], Recipe]
 
 def flippable(space: SearchSpace) -> list[str]:
     """Return the calls that may run in int8 or in float, in execution order."""
-    return [name for name, configs in space.options.items() if len({config.is_int8 for config in configs}) == 2]
+    return list(space.flippable)
 
 
 def rankings(space: SearchSpace) -> dict[str, tuple[str, ...]]:
