@@ -10,9 +10,10 @@ from torch import Tensor
 
 from raysq import evaluation
 from raysq.errors import BackendError, EvaluationError
+from raysq.goal import Goal
 from raysq.inspection import same_outputs
 from raysq.latency import Timing
-from raysq.options import Goal, Latency
+from raysq.options import Latency
 from raysq.result import Baseline
 from raysq.structure import describe
 
@@ -49,7 +50,7 @@ def measure(
     begun = time.perf_counter()
     score = evaluation.evaluate(eval_fn, model, goal)
     eval_s = time.perf_counter() - begun
-    goal.drop(score.value, score.value)  # a score of 0 allows no relative loss: say so before any work
+    evaluation.loss(score, score.value, score.metrics, goal)  # a 0 allows no relative loss: say so before any work
     contest = _Contest(prepared, engine, latency)
     forms = engine.float_forms()
     champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
@@ -66,6 +67,7 @@ def measure(
         bf16_ratio=best[0].ratio if best else None,
         dropped=contest.dropped,
         eval_s=eval_s,
+        size_bytes=champion.size_bytes,
     )
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysq.errors import EvaluationError
-from raysq.options import Goal
+from raysq.goal import Goal
 
-__all__ = ["EvalFn", "Score", "check", "evaluate", "first_call"]
+__all__ = ["EvalFn", "Loss", "Score", "check", "evaluate", "first_call", "loss"]
 
 EvalFn = Callable[[Any], Any]
 
@@ -44,6 +44,23 @@ class Score:
     def value(self) -> float:
         """The primary metric."""
         return self.metrics[self.primary]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a score loses against the baseline's.
+
+    Attributes:
+        drop: of the primary metric.
+        worst_drop: of the metric that passes its tolerance by most, counted from the primary one's tolerance: the one
+            number that decides, and the drop itself where there is a single metric. Metrics of other units weigh as
+            their numbers do.
+        reason: which metrics lose too much; "" where all hold.
+    """
+
+    drop: float
+    worst_drop: float
+    reason: str
 
 
 def check(eval_fn: EvalFn) -> None:
@@ -76,10 +93,10 @@ def evaluate(eval_fn: EvalFn, model: Any, goal: Goal) -> Score:
         eval_fn: returns a number, a dict of numbers, or yields (sum, n) per batch, whose score is the mean
             over all items, sum(sums) / sum(n).
         model: what it is called with.
-        goal: says which metric of a dict counts.
+        goal: says which metrics of a dict count.
 
     Raises:
-        EvaluationError: it raised, returned anything else, or the metric that counts is not finite.
+        EvaluationError: it raised, returned anything else, or a metric that counts is missing or not finite.
 
     Example:
         >>> evaluate(lambda model: {"f1": 0.5}, None, Goal()).value
@@ -91,11 +108,37 @@ def evaluate(eval_fn: EvalFn, model: Any, goal: Goal) -> Score:
             batches = list(returned) if isinstance(returned, Generator) else None
         except Exception as exc:
             raise EvaluationError(f"`eval_fn` raised {type(exc).__name__}: {exc}") from exc
-    if batches is not None:
-        return _streamed(batches, goal)
     if isinstance(returned, Mapping):
         return _chosen(returned, goal)
+    if goal.others:
+        raise EvaluationError(
+            f"the goal has other metrics, {_names(goal.others)}, so `eval_fn(model)` must return a dict of numbers "
+            f"with them and its own; it {'yielded batches' if batches is not None else f'returned {_shown(returned)}'}."
+        )
+    if batches is not None:
+        return _streamed(batches)
     return Score({ACCURACY: _finite(_number(returned, "returned"), ACCURACY)}, ACCURACY)
+
+
+def loss(score: Score, accuracy: float, metrics: Mapping[str, float], goal: Goal) -> Loss:
+    """Compare a score with the baseline's.
+
+    Args:
+        score: of a candidate.
+        accuracy: the baseline's primary metric.
+        metrics: all its metrics.
+        goal: how much of which metric may be lost.
+
+    Raises:
+        EvaluationError: a relative loss against a baseline of 0.
+    """
+    drop = worst = goal.drop(score.value, accuracy)
+    reasons = [] if goal.holds(drop) else [f"loses {drop:.4g}, allowed is {goal.own}"]
+    for name, other in goal.others.items():
+        lost = other.drop(score.metrics[name], metrics[name])
+        worst = max(worst, goal.tolerance + (lost - other.tolerance))
+        reasons += [] if other.holds(lost) else [f"loses {lost:.4g} of {name}, allowed is {other.own}"]
+    return Loss(drop, worst, "; ".join(reasons))
 
 
 class _Called(BaseException):
@@ -130,7 +173,7 @@ def first_call(eval_fn: EvalFn, model: nn.Module, goal: Goal) -> tuple[tuple[Any
     return seen[0] if seen else None
 
 
-def _streamed(batches: list[Any], goal: Goal) -> Score:
+def _streamed(batches: list[Any]) -> Score:
     total, count = 0.0, 0
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -146,19 +189,19 @@ def _streamed(batches: list[Any], goal: Goal) -> Score:
 
 def _chosen(returned: Mapping[Any, Any], goal: Goal) -> Score:
     metrics = {str(name): _number(value, f"returned for {name!r}") for name, value in returned.items()}
-    if goal.metric is not None:
-        primary = goal.metric
-    elif ACCURACY in metrics or len(metrics) != 1:
-        primary = ACCURACY
-    else:
-        primary = next(iter(metrics))
-    if primary not in metrics:
-        names = ", ".join(map(repr, metrics)) or "nothing"
+    own = [name for name in metrics if name not in goal.others]
+    primary = goal.metric or (own[0] if len(own) == 1 else ACCURACY)
+    if primary not in own:
         raise EvaluationError(
-            f"`eval_fn` returned {names}, and {primary!r} is not among them. "
-            f"Say which one counts: `goal=Goal(metric={next(iter(metrics), 'f1')!r})`."
+            f"`eval_fn` returned {_names(metrics)}, and {primary!r} is not among them. "
+            f"Say which one counts: `goal=Goal(metric={next(iter(own), 'f1')!r})`."
         )
-    _finite(metrics[primary], primary)
+    for name in (primary, *goal.others):
+        if name not in metrics:
+            raise EvaluationError(
+                f"the goal has {name!r} among its `others`, and `eval_fn` returned {_names(metrics)} only."
+            )
+        _finite(metrics[name], name)
     return Score(metrics, primary)
 
 
@@ -168,6 +211,10 @@ def _number(value: Any, came: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise EvaluationError(f"{ALLOWED}; it {came} {_shown(value)}.")
     return float(value)
+
+
+def _names(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, metrics)) or "nothing"
 
 
 def _finite(value: float, name: str) -> float:

@@ -238,7 +238,7 @@ def record_from_dict(data: Mapping[str, Any]) -> TrialRecord:
             "status": Status(data["status"]),
             "stage": Stage(data["stage"]),
             "ratio": _ratio(data.get("ratio")),
-            "metrics": _floats(data["metrics"]) if data.get("metrics") is not None else None,
+            "metrics": _optional_floats(data.get("metrics")),
             **{name: _float(data[name]) for name in _NUMBERS if data.get(name) is not None},
         }
     )
@@ -256,11 +256,12 @@ def baseline_from_dict(data: Mapping[str, Any]) -> Baseline:
             "metrics": _floats(data["metrics"]),
             "forms_ms": _floats(data["forms_ms"]),
             "bf16_ratio": _ratio(data.get("bf16_ratio")),
+            "confirm_metrics": _optional_floats(data.get("confirm_metrics")),
         }
     )
 
 
-_NUMBERS = ("accuracy", "accuracy_drop", "latency_ms", "latency_ratio")
+_NUMBERS = ("accuracy", "accuracy_drop", "worst_drop", "latency_ms", "latency_ratio", "size_ratio", "memory_ratio")
 
 
 def _understood(path: Path, number: int, kind: type, data: dict[str, Any]) -> Any:
@@ -290,6 +291,10 @@ def _ratio(data: Mapping[str, Any] | None) -> Ratio | None:
 
 def _floats(data: Mapping[str, Any]) -> dict[str, float]:
     return {name: _float(value) for name, value in data.items()}
+
+
+def _optional_floats(data: Mapping[str, Any] | None) -> dict[str, float] | None:
+    return None if data is None else _floats(data)
 
 
 def _float(value: Any) -> float:

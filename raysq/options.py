@@ -1,4 +1,4 @@
-"""Frozen option values: what is asked of the search, of a timing, of the workers."""
+"""Frozen option values: what is asked of a timing, of the workers, of smoothing."""
 
 from __future__ import annotations
 
@@ -10,85 +10,15 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from raysq.errors import EvaluationError, OptionError, unknown
+from raysq.errors import OptionError, unknown
+from raysq.goal import SLACK, Criterion, Goal
 
-__all__ = ["Criterion", "Goal", "Latency", "SharedCriterion", "Smoothing", "Workers"]
-
-SLACK = 1e-9  # equality passes: float rounding must not turn a drop of exactly the tolerance into a failure
+__all__ = ["SLACK", "Criterion", "Goal", "Latency", "SharedCriterion", "Smoothing", "Workers", "is_whole"]
 
 
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-class Criterion(StrEnum):
-    """How a loss of accuracy is counted."""
-
-    RELATIVE = "relative"
-    ABSOLUTE = "absolute"
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a recipe must hold to be feasible.
-
-    With baseline b and score a, higher better: drop = b - a (absolute) or (b - a) / |b| (relative), negated
-    where lower is better. Feasible: drop <= tolerance, equality included.
-
-    Attributes:
-        tolerance: how much may be lost, >= 0; relative: a share of the baseline, below 1.
-        criterion: "relative" or "absolute".
-        higher_is_better: False for losses, perplexity and the like.
-        metric: which of the scores counts where eval_fn returns several; None takes "accuracy" or the only one.
-
-    Raises:
-        OptionError: a value out of its range.
-    """
-
-    tolerance: float = 0.01
-    criterion: Criterion = Criterion.RELATIVE
-    higher_is_better: bool = True
-    metric: str | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "criterion", Criterion(self.criterion))
-        except ValueError as exc:
-            raise OptionError(unknown("criterion", self.criterion, [c.value for c in Criterion])) from exc
-        if not isinstance(self.higher_is_better, bool):
-            raise OptionError(f"`higher_is_better` must be True or False, got {self.higher_is_better!r}.")
-        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, int | float):
-            raise OptionError(f"`tolerance` must be a number, got {self.tolerance!r}.")
-        top = 1.0 if self.criterion is Criterion.RELATIVE else math.inf
-        if not 0 <= self.tolerance < top:
-            hint = " A relative tolerance is a share: 1 % is 0.01." if self.criterion is Criterion.RELATIVE else ""
-            raise OptionError(f"`tolerance` must lie in [0, {top:g}), got {self.tolerance}.{hint}")
-
-    def drop(self, accuracy: float, baseline: float) -> float:
-        """Return how much was lost, negative if something was gained.
-
-        Raises:
-            EvaluationError: a relative loss against a baseline of 0.
-        """
-        lost = baseline - accuracy if self.higher_is_better else accuracy - baseline
-        if self.criterion is Criterion.ABSOLUTE:
-            return lost
-        if baseline == 0:
-            raise EvaluationError(
-                'the fp32 score is 0, so a relative loss is undefined. Use `criterion="absolute"` and a tolerance '
-                "in the score's own unit."
-            )
-        return lost / abs(baseline)
-
-    def holds(self, drop: float) -> bool:
-        """Whether a drop is within the tolerance; a NaN is not."""
-        return drop <= self.tolerance + SLACK
-
-    def __str__(self) -> str:
-        if self.criterion is Criterion.RELATIVE:
-            return f"at most {self.tolerance:.3%} relative loss"
-        return f"at most {self.tolerance:g} absolute loss"
 
 
 @dataclass(frozen=True)

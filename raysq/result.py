@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from raysq.goal import Objective
 from raysq.quantized import write
 from raysq.recipe import Precision, Recipe
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from raysq.kernels.base import BuiltModel
 
 __all__ = ["Baseline", "Ratio", "Result", "Stage", "Status", "TrialRecord"]
+
+
+COLUMNS = {  # of the frame
+    Objective.LATENCY: "latency_ratio",
+    Objective.ACCURACY: "accuracy_drop",
+    Objective.SIZE: "size_ratio",
+    Objective.MEMORY: "memory_ratio",
+}
 
 
 class Status(StrEnum):
@@ -80,6 +89,9 @@ class Baseline:
         bf16_ratio: its latency ratio to the fastest fp32.
         eval_s: seconds that one evaluation took.
         dropped: float forms that are left out, and why.
+        size_bytes: size of the fastest fp32 form; None in journals of raysq 0.1.
+        confirm_accuracy: score of the model on the goal's split for confirmation, None where there is none.
+        confirm_metrics: all its metrics there.
     """
 
     accuracy: float
@@ -92,6 +104,9 @@ class Baseline:
     bf16_ratio: Ratio | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
     eval_s: float = 0.0
+    size_bytes: int | None = None
+    confirm_accuracy: float | None = None
+    confirm_metrics: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +121,16 @@ class TrialRecord:
         stage: how far it came.
         accuracy: the goal's metric; None if the trial failed before it.
         accuracy_drop: loss against the baseline, as the goal counts it.
-        feasible: within the tolerance, with at least one op really in int8.
+        worst_drop: that of the metric that decides, see `evaluation.Loss`; None: that of the only one.
+        feasible: within all tolerances, with at least one op really in int8.
         latency_ms: median, None if it was not timed.
         latency_ratio: against the fastest fp32; a prediction where `ratio` is None.
         ratio: the measured ratio with its interval, None if it was not timed.
         metrics: every metric that eval_fn returned.
         size_bytes: size of the built model.
+        size_ratio: against that of the fastest fp32 form.
+        memory_ratio: what a forward adds to the resident memory at its peak, against the same of the fastest fp32
+            form; measured where the goal has memory among its objectives.
         peak_memory_bytes: peak resident memory of the worker.
         int8_calls: how many calls really ran in int8.
         build_s: seconds to build and warm up.
@@ -130,12 +149,15 @@ class TrialRecord:
     stage: Stage
     accuracy: float | None = None
     accuracy_drop: float | None = None
+    worst_drop: float | None = None
     feasible: bool = False
     latency_ms: float | None = None
     latency_ratio: float | None = None
     ratio: Ratio | None = None
     metrics: Mapping[str, float] | None = None
     size_bytes: int | None = None
+    size_ratio: float | None = None
+    memory_ratio: float | None = None
     peak_memory_bytes: int | None = None
     int8_calls: int = 0
     build_s: float = 0.0
@@ -148,8 +170,9 @@ class TrialRecord:
 
     @property
     def loss(self) -> float:
-        """The accuracy drop, infinite where it is unknown."""
-        return float("inf") if self.accuracy_drop is None else self.accuracy_drop
+        """The drop that decides, infinite where it is unknown."""
+        drop = self.accuracy_drop if self.worst_drop is None else self.worst_drop
+        return float("inf") if drop is None else drop
 
     @property
     def latency_bound(self) -> float:
@@ -160,6 +183,10 @@ class TrialRecord:
         if self.ratio is not None:
             return self.ratio.high
         return float("inf") if self.latency_ratio is None else self.latency_ratio
+
+    def at(self, latency_ratio: float | None) -> TrialRecord:
+        """Return the record as it were if its latency ratio were known to be this."""
+        return replace(self, latency_ratio=latency_ratio, ratio=None)
 
 
 @dataclass(frozen=True)
@@ -179,6 +206,7 @@ class Result:
         executed: call name to the precision it really runs in.
         left_in_float: call name, and why it isn't in int8.
         journal: the run's journal; None where there is none.
+        objectives: what the Pareto front is over.
     """
 
     model: torch.nn.Module
@@ -194,6 +222,7 @@ class Result:
     executed: Mapping[str, Precision]
     left_in_float: Mapping[str, str]
     journal: Path | None = None
+    objectives: tuple[Objective, ...] = (Objective.LATENCY, Objective.ACCURACY)
 
     @property
     def speedup(self) -> float:
@@ -226,6 +255,7 @@ class Result:
                     "label": t.label,
                     "accuracy": t.accuracy,
                     "accuracy_drop": t.accuracy_drop,
+                    "worst_drop": t.worst_drop,
                     "latency_ms": t.latency_ms,
                     "latency_ratio": ratio,
                     "latency_ratio_low": t.ratio.low if t.ratio else None,
@@ -234,6 +264,8 @@ class Result:
                     "speedup": 1 / ratio if ratio else None,
                     "feasible": t.feasible,
                     "size_bytes": t.size_bytes,
+                    "size_ratio": t.size_ratio,
+                    "memory_ratio": t.memory_ratio,
                     "peak_memory_bytes": t.peak_memory_bytes,
                     "int8_calls": t.int8_calls,
                     "build_s": t.build_s,
@@ -247,11 +279,16 @@ class Result:
         return pd.DataFrame(rows)
 
     def pareto_front(self) -> pd.DataFrame:
-        """Return the timed trials that no other beats in both accuracy loss and latency."""
+        """Return the timed trials that none beats: as good in all objectives, better in one; of equals the earliest.
+
+        It is over latency, accuracy loss, and what else the goal has among its objectives.
+        """
         frame = self.dataframe()
-        timed = frame[~frame["latency_predicted"]].sort_values(["latency_ratio", "accuracy_drop"])
-        best = timed["accuracy_drop"].cummin()
-        return timed[timed["accuracy_drop"] <= best].drop_duplicates(["latency_ratio", "accuracy_drop"])
+        columns = [COLUMNS[objective] for objective in self.objectives]
+        timed = frame[~frame["latency_predicted"]].dropna(subset=columns).drop_duplicates(columns)
+        points = timed[columns].to_numpy()
+        beaten = [bool(((points <= point).all(1) & (points < point).any(1)).any()) for point in points]
+        return timed.loc[[not b for b in beaten]].sort_values(columns)
 
     def save(self, directory: str | Path) -> None:
         """Write model.pt, signature.json, recipe.json and trials.csv; `raysq.load` reads them.

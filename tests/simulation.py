@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysq.goal import Goal
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels.base import Capabilities, OpCapability
-from raysq.options import Goal
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme
 from raysq.space import SearchSpace, build_space
 
@@ -40,6 +40,9 @@ CAPABILITIES = Capabilities(
     isa=("avx512_vnni",),
     reduce_range=False,
 )
+
+
+BYTES = {Precision.INT8: 1, Precision.BF16: 2, Precision.FP32: 4}
 
 
 def make_call(
@@ -90,6 +93,7 @@ class Simulation:
         seed: of the planted numbers.
         sensitive: how many calls cost much accuracy in int8.
         tolerance: what the goal allows.
+        objectives: what the goal makes small.
     """
 
     seed: int = 0
@@ -98,6 +102,7 @@ class Simulation:
     failing: frozenset[str] = frozenset()  # calibration algorithms with which a trial fails
     nan: frozenset[str] = frozenset()  # ... or returns NaN
     graph: ModelGraph = field(default_factory=sixty_calls)
+    objectives: Mapping[str, float] = field(default_factory=lambda: {"latency": 1.0})
 
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
@@ -112,13 +117,13 @@ class Simulation:
 
     @property
     def goal(self) -> Goal:
-        return Goal(tolerance=self.tolerance)
+        return Goal(tolerance=self.tolerance, objectives=self.objectives)
 
     def space(self, **kwargs: Any) -> SearchSpace:
         return build_space(self.graph, CAPABILITIES, rankings=self.rankings, **kwargs)
 
     def run(self, recipe: Recipe) -> dict[str, Any]:
-        drop, time = 0.0, 0.0
+        drop, time, size, held = 0.0, 0.0, 0.0, []
         for call in self.graph.calls:
             config = recipe.config(call.name)
             share = {"fp32": 1.0, "bf16": 0.7}.get(config.precision, 0.4)
@@ -127,6 +132,9 @@ class Simulation:
                 drop += self.loss[call.name] * {"mse": 1.0, "minmax": 1.4, "kl": 0.9}.get(algorithm, 1.1)
                 share = 1.3 if call.is_depthwise else 0.45 if config.activation.scheme is Scheme.AFFINE else 0.43
             time += self.time[call.name] * share
+            width = BYTES[config.precision] / BYTES[Precision.FP32]
+            size += width if call.weight else 1.0
+            held.append(width * self.time[call.name])  # what takes long holds much
         ratio = time / sum(self.time.values())
         algorithms = {str(c.activation.algorithm) for c in recipe.ops.values() if c.is_int8}
         feasible = self.goal.holds(drop) and bool(recipe.int8_calls)
@@ -138,6 +146,8 @@ class Simulation:
             "latency_ratio_low": ratio * 0.995,
             "latency_ratio_high": ratio * 1.005,
             "latency_predicted": not feasible,
+            "size_ratio": size / len(self.graph.calls),
+            "memory_ratio": max(held) / max(self.time.values()),
             "feasible": feasible,
             "stage": "timed" if feasible else "evaluated",
             "int8_calls": len(recipe.int8_calls),

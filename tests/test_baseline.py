@@ -6,10 +6,11 @@ from torch import nn
 
 from raysq.baseline import measure
 from raysq.errors import BackendError, EvaluationError
+from raysq.goal import Goal
 from raysq.inspection import deployable
 from raysq.kernels import reference
 from raysq.kernels.base import Source
-from raysq.options import Goal, Latency
+from raysq.options import Latency
 from raysq.prepared import Prepared
 from raysq.space import build_space
 
@@ -52,6 +53,8 @@ class Engine:
 
 
 class Built:
+    size_bytes = 1000
+
     def __init__(self, engine, model):
         self.engine, self.model = engine, model
 
@@ -75,6 +78,7 @@ def test_fastest_form_wins():
     assert baseline.latency_ms == baseline.forms_ms["fast"]
     assert (baseline.accuracy, baseline.metrics) == (0.5, {"accuracy": 0.5})
     assert baseline.bf16_accuracy is None
+    assert baseline.size_bytes == Built.size_bytes
 
 
 def test_a_fast_form_that_computes_something_else_is_dropped():

@@ -9,7 +9,7 @@ import torch
 
 from raysq.errors import EvaluationError
 from raysq.evaluation import check, evaluate
-from raysq.options import Goal
+from raysq.goal import Goal
 
 
 @pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), np.int64(1), np.array(0.5), torch.tensor(0.5)])

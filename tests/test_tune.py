@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import raysq
 from raysq import journal, strategies
 from raysq.errors import CalibrationError, EvaluationError, NoFeasibleRecipe
-from raysq.options import Goal
+from raysq.goal import Goal
 from raysq.recipe import Precision
 from raysq.result import Stage
 from raysq.space import flatten

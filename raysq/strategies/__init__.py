@@ -8,6 +8,7 @@ from typing import Any
 from raysq.errors import OptionError, unknown
 from raysq.strategies.auto import Auto
 from raysq.strategies.base import BARRIER, History, Proposal, Strategy
+from raysq.strategies.nsga2 import NSGA2
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.random import Random
 from raysq.strategies.tpe import TPE
@@ -15,7 +16,7 @@ from raysq.strategies.tpe_hyperopt import HyperOptTPE
 
 __all__ = ["ALL", "BARRIER", "ConstrainedOptuna", "History", "Proposal", "Strategy", "get"]
 
-ALL: tuple[type[Strategy], ...] = (Auto, TPE, HyperOptTPE, Random)
+ALL: tuple[type[Strategy], ...] = (Auto, TPE, HyperOptTPE, NSGA2, Random)
 
 
 def get(name: str, **kwargs: Any) -> Strategy:

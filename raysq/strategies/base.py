@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from ray.tune.search import Searcher
 
 from raysq.errors import OptionError
-from raysq.options import Goal
+from raysq.goal import Goal
 from raysq.recipe import Recipe
 from raysq.result import Stage, Status, TrialRecord
 from raysq.space import SearchSpace
@@ -52,9 +52,14 @@ Costs = Callable[["Sensitivity", Recipe, "Sequence[str] | None", Collection[str]
 
 
 class History(Sequence[TrialRecord]):
-    """What has ended so far, in that order; it grows while the strategy looks at it."""
+    """What has ended so far, in that order; it grows while the strategy looks at it.
 
-    def __init__(self) -> None:
+    Args:
+        goal: whose cost makes one feasible record better than another; None: `Goal()`, the fastest.
+    """
+
+    def __init__(self, goal: Goal | None = None) -> None:
+        self._cost = (goal or Goal()).cost
         self._records: list[TrialRecord] = []
         self._by_recipe: dict[str, TrialRecord] = {}
 
@@ -78,8 +83,8 @@ class History(Sequence[TrialRecord]):
 
     @property
     def best(self) -> TrialRecord | None:
-        """The feasible record with the lowest latency bound, the earliest of equals; None if there is none."""
-        return min((r for r in self._records if r.feasible), key=lambda r: r.latency_bound, default=None)
+        """The feasible record of the lowest cost, the earliest of equals; None if there is none."""
+        return min((r for r in self._records if r.feasible), key=self._cost, default=None)
 
     @property
     def closest(self) -> TrialRecord | None:
@@ -96,6 +101,8 @@ def _all_float(recipe: Recipe) -> TrialRecord:
         stage=Stage.BUILD,
         accuracy_drop=0.0,
         latency_ratio=1.0,
+        size_ratio=1.0,
+        memory_ratio=1.0,
         reason="no call runs in int8",
     )
 
@@ -123,6 +130,7 @@ class Strategy(Searcher):
 
     def __init__(self) -> None:
         super().__init__(metric=METRIC, mode="min")
+        self.goal = Goal()
         self._bound = False
         self._reset()
 
@@ -203,7 +211,7 @@ class Strategy(Searcher):
         self.history.append(record)
 
     def _reset(self) -> None:
-        self.history = History()
+        self.history = History(self.goal)
         self._proposals: Iterator[Proposal | Barrier] | None = None
         self._running: dict[str, Proposal] = {}
         self._known: set[str] = set()

@@ -7,10 +7,10 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raysq.options import Goal
+from raysq.goal import Goal
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
-from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal, ratio_of
+from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal
 from raysq.tuning.records import to_result
 
 __all__ = ["follow", "penalised", "tell"]
@@ -84,9 +84,10 @@ def tell(
 
 
 def penalised(record: TrialRecord, goal: Goal) -> dict[str, Any]:
-    """Return a result for searchers without constraints: an infeasible trial ranks behind all feasible, by its loss."""
+    """Return a result for searchers without constraints: the cost, an infeasible trial's behind all, by its loss."""
     result = to_result(record)
+    result[METRIC] = goal.cost(record)
     if not record.feasible:
         excess = max(record.loss - goal.tolerance, 0.0)
-        result[METRIC] = max(ratio_of(record), WORST_RATIO) + excess / (1 + excess)
+        result[METRIC] = max(result[METRIC], WORST_RATIO * sum(goal.objectives.values())) + excess / (1 + excess)
     return result

@@ -13,12 +13,13 @@ from optuna.trial import TrialState, create_trial
 from ray import cloudpickle
 from ray.tune.search.optuna import OptunaSearch
 
-from raysq.options import SLACK, Goal
-from raysq.result import TrialRecord
+from raysq.goal import SLACK, Goal
+from raysq.recipe import Recipe
+from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
 from raysq.strategies.base import METRIC
 from raysq.tuning.domains import distributions
-from raysq.tuning.records import to_result
+from raysq.tuning.records import record
 
 __all__ = ["ConstrainedOptuna"]
 
@@ -26,33 +27,41 @@ CONSTRAINT = "accuracy"  # Optuna: at most 0 is feasible
 
 
 class ConstrainedOptuna(OptunaSearch):
-    """Lowest latency ratio under the accuracy constraint, by any Optuna sampler that knows constraints.
+    """Lowest cost, or the front of all objectives, under the accuracy constraint, by any of Optuna's samplers.
 
     Ray's own class never passes a constraint on, tells an infeasible trial as a good one if it was stopped early,
     and leaves a trial that gave NaN running for ever.
 
     Args:
         space: what is searched.
-        goal: whose tolerance is the constraint.
+        goal: whose tolerances are the constraint, and whose objectives are made small.
         sampler: any of Optuna's; TPE, GP and NSGA-II heed constraints.
         points: flat configs to suggest first; what isn't a dimension in them is passed over.
+        front: whether each of `goal.front` is a value of its own, for samplers that know several, instead of
+            their weighted sum.
 
     Example:
         >>> searcher = ConstrainedOptuna(space, Goal(0.01), optuna.samplers.TPESampler())  # doctest: +SKIP
     """
 
     def __init__(
-        self, space: SearchSpace, goal: Goal, sampler: BaseSampler, points: Iterable[Mapping[str, Any]] = ()
+        self,
+        space: SearchSpace,
+        goal: Goal,
+        sampler: BaseSampler,
+        points: Iterable[Mapping[str, Any]] = (),
+        front: bool = False,
     ) -> None:
         self._goal = goal
+        self._front = goal.front if front else ()
         self._distributions = distributions(space)
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce the study
         try:
             super().__init__(
                 space=self._distributions,
-                metric=METRIC,
-                mode="min",
+                metric=list(self._front) or METRIC,
+                mode=["min" for _ in self._front] or "min",
                 sampler=sampler,
                 points_to_evaluate=[self._point(config) for config in points],
             )
@@ -63,27 +72,30 @@ class ConstrainedOptuna(OptunaSearch):
         """Take no notice: what counts is how a trial ends."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the value and the constraint, or that the trial failed."""
+        """Tell Optuna the values and the constraint, or that the trial failed."""
         trial = self._ot_trials.get(trial_id)
         if trial is None or trial_id in self._completed_trials:
             return
-        outcome = None if error else self._outcome(result or {})
+        lost = error or not result or result.get("status") == Status.FAILED
+        outcome = None if lost else self._outcome(record(trial.number, {}, result, recipe=Recipe({})))
         if outcome is None:
             self._study.tell(trial, state=TrialState.FAIL)
             self._completed_trials.add(trial_id)
             return
-        trial.set_constraint(CONSTRAINT, outcome[1])
-        super().on_trial_complete(trial_id, result)
+        values, constraint = outcome
+        trial.set_constraint(CONSTRAINT, constraint)
+        self._study.tell(trial, values)
+        self._completed_trials.add(trial_id)
 
     def learn(self, config: Mapping[str, Any], record: TrialRecord) -> None:
         """Add a trial that another searcher suggested."""
-        outcome = self._outcome(to_result(record))
-        if outcome is None:
+        outcome = self._outcome(record)
+        if outcome is None or record.status is Status.FAILED:
             return
-        value, constraint = outcome
+        values, constraint = outcome
         self._study.add_trial(
             create_trial(
-                value=value,
+                values=values,
                 params=self._point(config),
                 distributions=self._distributions,
                 constraints={CONSTRAINT: constraint},
@@ -102,14 +114,12 @@ class ConstrainedOptuna(OptunaSearch):
     def _point(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {name: config[name] for name in self._distributions}
 
-    def _outcome(self, result: Mapping[str, Any]) -> tuple[float, float] | None:
-        """Return (latency ratio, constraint); None for a failed trial."""
-        value, drop = result.get(METRIC), result.get("accuracy_drop")
-        if value is None or drop is None or not math.isfinite(value) or not math.isfinite(drop):
+    def _outcome(self, ended: TrialRecord) -> tuple[list[float], float] | None:
+        """Return (values, constraint); None where one of them is unknown."""
+        values = [objective.of(ended) for objective in self._front] or [self._goal.cost(ended)]
+        if not all(map(math.isfinite, [*values, ended.loss])):
             return None
-        if result.get("status") == "failed":
-            return None
-        excess = float(drop) - self._goal.tolerance - SLACK
-        if excess <= 0 and not result.get("feasible", True):
-            excess = 1.0  # within the tolerance, but nothing runs in int8
-        return float(value), excess
+        excess = ended.loss - self._goal.tolerance - SLACK
+        if excess <= 0 and not ended.feasible:
+            excess = 1.0  # within the tolerances, but nothing runs in int8
+        return values, excess

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,12 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raysq.errors import SpaceError
+from raysq.goal import Goal
 from raysq.journal import Entry
-from raysq.options import Goal
 from raysq.recipe import Recipe
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace, flatten
-from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy, ratio_of
+from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy
 from raysq.strategies.following import penalised, tell
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.tuning.domains import domains
@@ -59,7 +60,7 @@ class Conductor(Searcher):
     carry "label", "trial" (its number) and "seen" (how many trials had ended when it was suggested) beside the point.
 
     The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
-    the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was faster
+    the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was better
     beyond its confidence interval, or when the first five trials fail for one reason.
 
     Args:
@@ -81,8 +82,9 @@ class Conductor(Searcher):
         self.space = space
         self.max_trials = max_trials
         self.stop_at_first = stop_at_first
-        self.history = History()
+        self.history = History(goal)
         self.ended = ""
+        self._goal = goal
         self._view: Callable[[TrialRecord], dict[str, Any]] = to_result
         if not isinstance(inner, Strategy | ConstrainedOptuna):
             if not space.dimensions:
@@ -98,7 +100,7 @@ class Conductor(Searcher):
         self._running: dict[str, _Running] = {}
         self._entries: list[Entry] = []
         self._repeating_at = -1  # length of the history when the inner searcher had nothing new
-        self._anchor: TrialRecord | None = None
+        self._to_beat = math.inf  # the estimated cost of the last recipe that was better beyond doubt
         self._improved_at = 0
         self._replayed = 0
 
@@ -214,8 +216,8 @@ class Conductor(Searcher):
         ended = entry.record
         self._entries.append(entry)
         self.history.append(ended)
-        if ended.feasible and (self._anchor is None or ended.latency_bound < ratio_of(self._anchor)):
-            self._anchor = ended
+        if ended.feasible and self._goal.cost(ended) < self._to_beat:
+            self._to_beat = self._goal.cost(ended.at(ended.latency_ratio))
             self._improved_at = len(self.history)
         for inner_id in self._waiting.pop(ended.recipe.digest, ()):
             tell(self.inner, inner_id, ended, self._view)
@@ -230,8 +232,8 @@ class Conductor(Searcher):
             return "a feasible recipe was found"
         if self._suggested >= self.max_trials and not self._ready:
             return f"all {self.max_trials} trials were made"
-        if self._anchor is not None and len(self.history) - self._improved_at >= patience:
-            return f"none of the last {patience} trials was faster"
+        if self.history.best is not None and len(self.history) - self._improved_at >= patience:
+            return f"none of the last {patience} trials was better"
         return ""
 
     def _numbered(self, point: _Point) -> _Running:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from raysq.options import Goal
+from raysq.goal import Goal
 from raysq.result import Baseline, Status, TrialRecord
 
 __all__ = ["Progress", "line", "opening", "shown", "table"]
@@ -49,9 +49,9 @@ class Progress:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The feasible timed trial with the lowest latency bound."""
+        """The feasible timed trial of the lowest cost."""
         timed = (r for r in self.records if r.feasible and r.ratio is not None)
-        return min(timed, key=lambda r: r.latency_bound, default=None)
+        return min(timed, key=self.goal.cost, default=None)
 
     @property
     def seconds_left(self) -> float | None:

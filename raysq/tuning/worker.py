@@ -19,7 +19,8 @@ import torch
 
 from raysq import evaluation, fingerprint
 from raysq.baseline import outputs
-from raysq.options import Goal, Latency
+from raysq.goal import Goal
+from raysq.options import Latency
 from raysq.prediction import predicted_ratio
 from raysq.recipe import Precision
 from raysq.result import Baseline, Stage, Status
@@ -89,6 +90,7 @@ class Worker:
         self._report: Report = {
             "accuracy": UNKNOWN,
             "accuracy_drop": WORST,
+            "worst_drop": WORST,
             "baseline_accuracy": self._job.baseline.accuracy,
             "latency_ratio": WORST,
             "latency_ratio_low": UNKNOWN,
@@ -97,6 +99,8 @@ class Worker:
             "latency_ms": UNKNOWN,
             "speedup": UNKNOWN,
             "size_bytes": 0,
+            "size_ratio": UNKNOWN,
+            "memory_ratio": UNKNOWN,
             "feasible": False,
             "stage": Stage.BUILD.value,
             "int8_calls": 0,
@@ -144,21 +148,23 @@ class Worker:
             digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
         with self._clock("eval_s"):
             score = evaluation.evaluate(job.eval_fn, TakesTurns(built.model, self._turns), job.goal)
-        drop = job.goal.drop(score.value, job.baseline.accuracy)
+        loss = evaluation.loss(score, job.baseline.accuracy, job.baseline.metrics, job.goal)
         int8_calls = sum(precision is Precision.INT8 for precision in built.executed.values())
         predicted = predicted_ratio(source.graph, built.executed)
         self._report |= {
             "accuracy": score.value,
-            "accuracy_drop": drop,
+            "accuracy_drop": loss.drop,
+            "worst_drop": loss.worst_drop,
             "metrics": json.dumps(dict(score.metrics)),
             "latency_ratio": predicted,
             "speedup": 1 / predicted,
             "size_bytes": built.size_bytes,
+            "size_ratio": built.size_bytes / job.baseline.size_bytes if job.baseline.size_bytes else UNKNOWN,
             "int8_calls": int8_calls,
             "digest": digest,
             "stage": Stage.EVALUATED.value,
-            "feasible": job.goal.holds(drop) and int8_calls > 0,
-            "reason": _why_infeasible(job.goal, drop, int8_calls),
+            "feasible": job.goal.holds(loss.worst_drop) and int8_calls > 0,
+            "reason": loss.reason or ("" if int8_calls else "no call runs in int8"),
         }
         self._candidate = built
 
@@ -194,18 +200,13 @@ def unusable(exc: Exception) -> Report:
     return {
         "accuracy": UNKNOWN,
         "accuracy_drop": WORST,
+        "worst_drop": WORST,
         "latency_ratio": WORST,
         "stage": Stage.BUILD.value,
         "status": Status.FAILED.value,
         "reason": f"the worker can't load the model or `eval_fn`: {type(exc).__name__}: {exc}",
         "done": True,
     }
-
-
-def _why_infeasible(goal: Goal, drop: float, int8_calls: int) -> str:
-    if not goal.holds(drop):
-        return f"loses {drop:.4g}, allowed is {goal}"
-    return "" if int8_calls else "no call runs in int8"
 
 
 def _cpu_model() -> str:

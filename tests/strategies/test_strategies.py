@@ -13,8 +13,8 @@ from simulation import CAPABILITIES, Simulation, make_call, make_graph
 
 from raysq import strategies
 from raysq.errors import OptionError
+from raysq.goal import Goal
 from raysq.graph import OpType
-from raysq.options import Goal
 from raysq.result import Status
 from raysq.space import SearchSpace, build_space
 from raysq.strategies.base import BARRIER, History, Proposal, Strategy

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from raysq.options import Goal
+from raysq.goal import Goal
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 from raysq.tuning.live import Progress, line, opening, shown, table

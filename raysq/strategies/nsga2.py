@@ -1,0 +1,53 @@
+"""The Pareto front of all objectives, by a genetic algorithm that sorts by dominance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from optuna.samplers import NSGAIISampler
+
+from raysq.errors import OptionError
+from raysq.options import is_whole
+from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.following import follow
+from raysq.strategies.optuna_searcher import ConstrainedOptuna
+
+__all__ = ["NSGA2"]
+
+POPULATION = 10  # five generations in `raysq.tune`'s default budget; Optuna's 50 would all be random there
+
+
+class NSGA2(Strategy):
+    """The default recipe, then NSGA-II over the whole space: what no other trial beats in all objectives.
+
+    The objectives are latency, accuracy and what else the goal names, each for itself; the goal's weights only pick
+    the winner. Infeasible trials rank behind feasible ones, by their loss. `Result.pareto_front` is what it found.
+
+    Deb, Pratap, Agarwal, Meyarivan: A fast and elitist multiobjective genetic algorithm, IEEE Transactions on
+    Evolutionary Computation 6 (2002). Crossover and mutation are Optuna's defaults.
+
+    Args:
+        population_size: recipes in a generation, >= 2; the first is random but for the default recipe.
+
+    Raises:
+        OptionError: `population_size` below 2.
+    """
+
+    name: ClassVar[str] = "nsga2"
+
+    def __init__(self, population_size: int = POPULATION) -> None:
+        if not is_whole(population_size) or population_size < 2:
+            raise OptionError(f"`population_size` must be a whole number of at least 2, got {population_size!r}.")
+        super().__init__()
+        self.population_size = population_size
+
+    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield what the searcher suggests, the default first."""
+        default = self.space.default()
+        yield Proposal(default, "default")
+        if not self.space.dimensions:
+            return
+        sampler = NSGAIISampler(seed=self.seed, population_size=self.population_size)
+        engine = ConstrainedOptuna(self.space, self.goal, sampler, points=[self.space.config(default)], front=True)
+        yield from follow(engine, self.space, history, self.name)
