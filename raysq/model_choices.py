@@ -155,7 +155,7 @@ class ModelChoices:
 
     def variants(self, recipe: Recipe) -> Iterator[list[Way]]:
         """Yield what may be varied of a recipe for the whole model: the ways to do so."""
-        if recipe.smoothing:
+        if recipe.smoothing and all(OFF in self.values[kind] for kind in self.kinds):
             yield [("no smoothing", partial(Recipe.with_smoothing, smoothing={}))]
         for transform in Transform:
             if True in self.values.get(transform.value, ()) and transform not in recipe.transforms:
@@ -174,6 +174,23 @@ class ModelChoices:
         for transform in recipe.transforms:
             if True not in self.values.get(transform.value, ()):
                 raise SpaceError(f"this space holds no {transform.value}, but the recipe has it.")
+
+    def within(self, recipe: Recipe) -> Recipe:
+        """Return a recipe that these values allow: what they don't has its default instead."""
+        smoothing: dict[str, Any] = {}
+        for kind, groups in self.kinds.items():
+            values = self.values[kind]
+            for group in groups:
+                alpha = recipe.smoothing.get(group, OFF)
+                allowed = OFF in values if alpha == OFF else values != (OFF,)
+                smoothing[group] = alpha if allowed else self._alpha(group, values[0])
+        smoothing = {group: alpha for group, alpha in smoothing.items() if alpha != OFF}
+        return replace(recipe, smoothing=smoothing, transforms=tuple(t for t in Transform if self._has(t, recipe)))
+
+    def _has(self, transform: Transform, recipe: Recipe) -> bool:
+        values = self.values.get(transform.value, (False,))
+        wanted = transform in recipe.transforms
+        return wanted if wanted in values else bool(values[0])
 
     def narrowed(self, name: str, values: Sequence[Value]) -> ModelChoices:
         """Return the choices with other values for a dimension, the default first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from raysq.goal import Goal
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels.base import Capabilities, OpCapability
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme
+from raysq.sensitivities import Sensitivity
 from raysq.space import SearchSpace, build_space
 
 WEIGHTED = OpCapability(
@@ -121,6 +122,15 @@ class Simulation:
 
     def space(self, **kwargs: Any) -> SearchSpace:
         return build_space(self.graph, CAPABILITIES, rankings=self.rankings, **kwargs)
+
+    def costs(
+        self, sensitivity: Sensitivity, recipe: Recipe, calls: Sequence[str] | None = None, floats: Collection[str] = ()
+    ) -> dict[str, float]:
+        """Return the planted losses as a sensitivity would see them: with noise, its own and always the same."""
+        rng = random.Random(f"{self.seed} {sensitivity.name}")
+        noisy = {name: loss * rng.lognormvariate(0, 0.5) for name, loss in self.loss.items()}
+        wanted = recipe.int8_calls if calls is None else calls
+        return {name: cost for name, cost in noisy.items() if name in wanted and recipe.config(name).is_int8}
 
     def run(self, recipe: Recipe) -> dict[str, Any]:
         drop, time, size, held = 0.0, 0.0, 0.0, []

@@ -8,6 +8,10 @@ from typing import Any
 from raysq.errors import OptionError, unknown
 from raysq.strategies.auto import Auto
 from raysq.strategies.base import BARRIER, History, Proposal, Strategy
+from raysq.strategies.basic import Basic
+from raysq.strategies.conservative import Conservative
+from raysq.strategies.inc_auto import IncAuto
+from raysq.strategies.mse import MSEOrder
 from raysq.strategies.nsga2 import NSGA2
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.random import Random
@@ -16,7 +20,17 @@ from raysq.strategies.tpe_hyperopt import HyperOptTPE
 
 __all__ = ["ALL", "BARRIER", "ConstrainedOptuna", "History", "Proposal", "Strategy", "get"]
 
-ALL: tuple[type[Strategy], ...] = (Auto, TPE, HyperOptTPE, NSGA2, Random)
+ALL: tuple[type[Strategy], ...] = (
+    Auto,
+    TPE,
+    HyperOptTPE,
+    NSGA2,
+    Random,
+    IncAuto,
+    Conservative,
+    Basic,
+    MSEOrder,
+)
 
 
 def get(name: str, **kwargs: Any) -> Strategy:

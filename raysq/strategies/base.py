@@ -56,10 +56,14 @@ class History(Sequence[TrialRecord]):
 
     Args:
         goal: whose cost makes one feasible record better than another; None: `Goal()`, the fastest.
+
+    Attributes:
+        proposed: how many trials the strategy has made, those that still run included.
     """
 
     def __init__(self, goal: Goal | None = None) -> None:
         self._cost = (goal or Goal()).cost
+        self.proposed = 0
         self._records: list[TrialRecord] = []
         self._by_recipe: dict[str, TrialRecord] = {}
 
@@ -244,6 +248,7 @@ class Strategy(Searcher):
             else:
                 self._known.add(proposal.recipe.digest)
                 self._running[trial_id] = proposal
+                self.history.proposed += 1
                 return {**self.space.config(proposal.recipe), "label": proposal.label}
         if self._running:
             return None

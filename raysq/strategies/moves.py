@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from raysq.features import FEATURES, FLOAT_DTYPE
-from raysq.recipe import OpConfig, Precision, Recipe
+from raysq.calibration.minmax import MinMax
+from raysq.features import FEATURES, FLOAT_DTYPE, Value, canonical
+from raysq.recipe import Approach, Granularity, OpConfig, Precision, Recipe, Rounding
 from raysq.space import SearchSpace
 
 __all__ = [
     "Change",
     "flippable",
     "float_precisions",
+    "framework_default",
     "in_float",
     "in_int8",
     "rankings",
     "other_values",
+    "with_choices",
     "with_feature",
+    "within",
 ]
 
 Change = Callable[[Recipe], Recipe]
@@ -81,3 +86,46 @@ def with_feature(
 
 def _agree(one: OpConfig, other: OpConfig, but: str) -> bool:
     return all(read(one) == read(other) for name, read in FEATURES.items() if name != but)
+
+
+def with_choices(space: SearchSpace, choices: Mapping[str, Value], recipe: Recipe) -> Recipe:
+    """Return the recipe that has these values of dimensions wherever they can be had, and else is nearest to this."""
+    return within(space.narrow(choices), recipe)
+
+
+def framework_default(space: SearchSpace) -> Recipe:
+    """Return the recipe of a space that is nearest to what a framework does by itself.
+
+    That is: the whole model in int8, static, ranges from minimum to maximum, weights per channel and rounded to the
+    nearest, nothing smoothed or transformed. Types and schemes are the first that the space has.
+    """
+    default = space.default()
+    plain = {
+        call: replace(
+            config,
+            approach=Approach.STATIC,
+            activation=replace(config.activation, algorithm=MinMax()),
+            weight=replace(config.weight, algorithm=MinMax(), granularity=Granularity.PER_CHANNEL),
+            rounding=Rounding.NEAREST,
+        )
+        for call, config in default.ops.items()
+    }
+    return within(space, Recipe(plain))
+
+
+def within(space: SearchSpace, recipe: Recipe) -> Recipe:
+    """Return the recipe of a space that is nearest to one from outside: what it allows stays as it is.
+
+    A call keeps its precision if it may, and as many features as it can.
+    """
+    ops = {call: _nearest(configs, canonical(recipe.config(call))) for call, configs in space.options.items()}
+    return space.model.within(replace(recipe, ops=ops))
+
+
+def _nearest(configs: tuple[OpConfig, ...], wanted: OpConfig) -> OpConfig:
+    if wanted in configs:
+        return wanted
+    same = [config for config in configs if config.is_int8 and wanted.is_int8]
+    if same:
+        return max(same, key=lambda config: sum(read(config) == read(wanted) for read in FEATURES.values()))
+    return next((config for config in configs if config.is_int8 == wanted.is_int8), configs[0])
