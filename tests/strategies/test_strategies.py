@@ -112,7 +112,7 @@ def test_same_seed_and_results_give_the_same_suggestions(name: str) -> None:
 def test_it_is_saved_and_goes_on(name: str, tmp_path: Path) -> None:
     sim = Simulation()
     first = bound(name, sim)
-    drive(first, sim, trials=5)
+    drive(first, sim, trials=13)
     first.save(str(tmp_path / "state"))
     again = cloudpickle.loads(cloudpickle.dumps(bound(name, sim)))  # as a Tuner stores it
     again.restore(str(tmp_path / "state"))
