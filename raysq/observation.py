@@ -1,6 +1,6 @@
 """One pass over the calibration data, from which every later question about ranges and errors is answered.
 
-Memory: per activation, `ROW_BYTES` for rows, 32 KiB for the histogram and 12 bytes a channel; `ITEM_BYTES` in all for
+Memory: per activation, `ROW_BYTES` for rows, 32 KiB for the histogram and 12 bytes a channel; 256 MiB in all for
 the kept items. A model with 200 activations stays below 0.7 GB whatever the amount of data.
 """
 
@@ -10,20 +10,23 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from itertools import starmap
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from raysq import fingerprint
+from raysq.calibration_data import Batch
 from raysq.errors import CalibrationError
 from raysq.graph import ModelGraph, activation_axis
 from raysq.histogram import LIMIT, HistogramBuilder
 from raysq.intercept import Interceptor, Operands, Site, Window
-from raysq.stats import CalibrationStats, Item, TensorStats
+from raysq.kept_items import KeptItems
+from raysq.stats import CalibrationStats, TensorStats
 
 __all__ = ["observe"]
 
@@ -32,15 +35,13 @@ log = logging.getLogger("raysq")
 ROWS = 512  # sampled positions per activation: the error of a layer's output is known to about 5 %
 ROW_BYTES = 2 << 20
 POSITIONS_PER_SAMPLE = 4
-ITEMS = 8
-ITEM_BYTES = 256 << 20
 MOVING_CONSTANT = 0.01  # torch's MovingAverageMinMaxObserver
 
 
 def observe(
     model: nn.Module,
     graph: ModelGraph,
-    batches: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]],
+    batches: Iterable[Batch | tuple[tuple[Any, ...], Mapping[str, Any]]],
     *,
     seed: int = 0,
 ) -> CalibrationStats:
@@ -49,7 +50,7 @@ def observe(
     Args:
         model: the deployable copy.
         graph: its calls.
-        batches: (args, kwargs) of the model, batch axis 0.
+        batches: calls of the model, batch axis 0, or their (args, kwargs) where there are no labels.
         seed: of the sampled rows and items.
 
     Raises:
@@ -57,8 +58,9 @@ def observe(
     """
     observer = _Observer(model, graph, seed)
     with torch.no_grad(), observer, Interceptor(model, observer.call, out_of_place=graph.out_of_place):
-        for number, (args, kwargs) in enumerate(batches, start=1):
-            observer.start(args, kwargs)
+        for number, batch in enumerate(starmap(Batch, batches), start=1):
+            observer.start(batch)
+            args, kwargs = batch.args, batch.kwargs
             try:
                 model(*args, **kwargs)
             except Exception as exc:
@@ -79,8 +81,7 @@ class _Observer:
         self._tensors: dict[str, _Activation] = {}
         self._outputs: dict[str, _Channels] = {}
         self._batch: _Batch | None = None
-        self._items: list[Item | None] = []
-        self._limit = ITEMS
+        self._items = KeptItems(self._random)
         self._samples = self._batches = self._positions = 0
         self._hash = hashlib.sha256()
         self._unknown: set[str] = set()
@@ -90,7 +91,7 @@ class _Observer:
         for path, block in self._blocks.items():
 
             def keep(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-                self._keep_block(path, args, kwargs)
+                self._items.keep_block(path, args, kwargs)
 
             self._hooks.append(block.register_forward_pre_hook(keep, with_kwargs=True))
         return self
@@ -99,34 +100,18 @@ class _Observer:
         for hook in self._hooks:
             hook.remove()
 
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def start(self, batch: Batch) -> None:
         """Choose which samples and positions of the next batch are kept."""
-        tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves((batch.args, dict(batch.kwargs))) if isinstance(t, Tensor)]
         for tensor in tensors:
             fingerprint.feed(self._hash, tensor)
         size = next((t.shape[0] for t in tensors if t.dim()), 1)
-        kept = self._choose_items(size, args, kwargs)
-        mask = kwargs.get("attention_mask")
+        self._items.choose(batch, size)
+        mask = batch.kwargs.get("attention_mask")
         mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._batch = _Batch(size, kept, mask, *self._choose_positions(size, mask))
+        self._batch = _Batch(mask, *self._choose_positions(size, mask))
         self._samples += size
         self._batches += 1
-
-    def _choose_items(self, size: int, args: Any, kwargs: Mapping[str, Any]) -> dict[int, int]:
-        """Reservoir sampling (Vitter 1985, algorithm R): each sample is kept with equal probability."""
-        kept: dict[int, int] = {}
-        for index in range(size):
-            seen = self._samples + index
-            slot = seen if seen < self._limit else int(self._random.integers(seen + 1))
-            if slot < self._limit:
-                kept[slot] = index
-        for slot, index in kept.items():
-            item = Item(_sample(args, index, size), _sample(dict(kwargs), index, size), {})
-            if slot < len(self._items):
-                self._items[slot] = item
-            else:
-                self._items.append(item)
-        return kept
 
     def _choose_positions(self, size: int, mask: Tensor | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return slots among the rows, and for each its place in the batch as a share of it, padding left out."""
@@ -143,18 +128,6 @@ class _Observer:
         self._positions += count
         keep = slots < ROWS
         return slots[keep], ((items + place) / size)[keep]
-
-    def _keep_block(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        assert self._batch is not None
-        for slot, index in self._batch.kept.items():
-            item = self._items[slot] if slot < len(self._items) else None
-            if item is not None and path not in item.blocks:
-                blocks = {**item.blocks}
-                blocks[path] = (_sample(args, index, self._batch.size), _sample(dict(kwargs), index, self._batch.size))
-                self._items[slot] = Item(item.args, item.kwargs, blocks)
-        while self._limit > 1 and sum(_nbytes(item) for item in self._items) > ITEM_BYTES:
-            self._limit -= 1
-            del self._items[self._limit :]
 
     def call(self, site: Site, operands: Operands) -> Any:
         """Record the inputs and the output of a call, and compute it."""
@@ -185,7 +158,7 @@ class _Observer:
         return CalibrationStats(
             tensors={name: activation.build() for name, activation in self._tensors.items()},
             outputs={name: channels.build() for name, channels in self._outputs.items()},
-            items=tuple(item for item in self._items if item is not None),
+            items=tuple(self._items),
             samples=self._samples,
             batches=self._batches,
             fingerprint=self._hash.hexdigest()[:16],
@@ -197,13 +170,11 @@ class _Batch:
 
     def __init__(
         self,
-        size: int,
-        kept: Mapping[int, int],
         mask: Tensor | None,
         slots: NDArray[np.int64],
         places: NDArray[np.float64],
     ) -> None:
-        self.size, self.kept, self.mask, self.slots, self.places = size, kept, mask, slots, places
+        self.mask, self.slots, self.places = mask, slots, places
         self._counted: dict[str, Tensor] = {}
 
     def first_time(self, name: str, tensor: Tensor) -> bool:
@@ -326,24 +297,3 @@ def _receptive_fields(tensor: Tensor, window: Window, places: NDArray[np.float64
     sample = torch.from_numpy(item).reshape(-1, *[1] * axes)
     fields = tensor.movedim(1, -1)[(sample, *read)]  # (n, *kernel, C)
     return (fields * inside[..., None]).movedim(-1, 1)
-
-
-def _sample(tree: Any, index: int, size: int) -> Any:
-    """Return one sample of every batched tensor, as numpy; what isn't batched is kept whole."""
-
-    def pick(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if value.dim() and value.shape[0] % size == 0:
-            share = value.shape[0] // size
-            value = value[index * share : (index + 1) * share]
-        return value.detach().clone().numpy()
-
-    return tree_map(pick, tree)
-
-
-def _nbytes(item: Item | None) -> int:
-    if item is None:
-        return 0
-    tree = (item.args, dict(item.kwargs), dict(item.blocks))
-    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, np.ndarray))

@@ -141,7 +141,7 @@ def prepare(
         )
     stats = None
     if calib is not None:
-        stats = observe(copy, graph, ((b.args, b.kwargs) for b in batches), seed=seed)
+        stats = observe(copy, graph, batches, seed=seed)
     evaluated = called() if called and example_inputs is None else None
     if evaluated and _given(model, *evaluated) != _given(model, args, kwargs):
         args, kwargs = evaluated[0], dict(evaluated[1])

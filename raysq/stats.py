@@ -60,12 +60,14 @@ class Item:
     Attributes:
         args: positional arguments of the model for this sample alone, tensors as numpy, batch axis 1.
         kwargs: keyword arguments likewise.
-        blocks: path of a block to the (args, kwargs) that it got for this sample.
+        blocks: path of a block to the (args, kwargs) that it got for this sample; kept for the first items only.
+        target: its label, None where calibration has none.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     blocks: Mapping[str, tuple[tuple[Any, ...], Mapping[str, Any]]]
+    target: Any = None
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,6 @@ def test_rows_are_aligned_across_calls() -> None:
         assert torch.allclose(model[0](torch.from_numpy(first)), torch.from_numpy(last), atol=1e-5)
 
 
-def test_the_same_seed_keeps_the_same_items() -> None:
-    batches = [torch.randn(4, 8) for _ in range(6)]
-    model = nn.Linear(8, 3)
-    first, second = (observed(model, batches)[1].items for _ in range(2))
-    assert len(first) == 8
-    assert all(np.array_equal(a.args[0], b.args[0]) for a, b in zip(first, second, strict=True))
-
-
 def test_no_batch_is_an_error() -> None:
     copy, graph = deployable(nn.Linear(8, 3).eval(), (torch.randn(2, 8),), {})
     with pytest.raises(CalibrationError, match="at least one batch"):

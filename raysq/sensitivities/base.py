@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from raysq.kernels.base import Source
     from raysq.recipe import Recipe
 
-__all__ = ["Sensitivity", "rank"]
+__all__ = ["Sensitivity", "measurable", "rank"]
 
 
 class Sensitivity(Protocol):
@@ -39,6 +39,18 @@ class Sensitivity(Protocol):
             floats: calls that are left in float meanwhile, but for the one that is looked at; they may be among
                 `calls`. Where each call is looked at by itself they make no difference.
         """
+
+
+def measurable(source: Source, recipe: Recipe, calls: Sequence[str] | None = None) -> list[str]:
+    """Return the calls whose cost can be told, in execution order: in int8, reached by calibration, among `calls`."""
+    reached = source.stats.tensors if source.stats is not None else {}
+    return [
+        call.name
+        for call in source.graph.calls
+        if recipe.config(call.name).is_int8
+        and (calls is None or call.name in calls)
+        and all(name in reached for name in call.tensors)
+    ]
 
 
 def rank(errors: Mapping[str, float]) -> tuple[str, ...]:

@@ -1,0 +1,144 @@
+"""A model in simulated int8, run on kept calibration items with one set of float calls or another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from raysq.arithmetic import QParams
+from raysq.errors import CalibrationError
+from raysq.intercept import Interceptor, Operands, Site
+from raysq.kernels.insertion import Insertion
+from raysq.kernels.reference import Numerics
+from raysq.layer import TINY
+from raysq.recipe import FP32, TensorConfig
+from raysq.structure import describe
+
+if TYPE_CHECKING:
+    from raysq.kernels.base import Source
+    from raysq.recipe import Recipe
+    from raysq.stats import Item
+
+__all__ = ["SimulatedModel", "kept_items", "to_tensors"]
+
+
+def kept_items(source: Source, sensitivity: str) -> tuple[Item, ...]:
+    """Return the kept calibration samples.
+
+    Raises:
+        CalibrationError: there are none, as there was no calibration.
+    """
+    if source.stats is None or not source.stats.items:
+        raise CalibrationError(
+            f"sensitivity {sensitivity!r} runs the model on calibration data, got none: pass `calib`."
+        )
+    return source.stats.items
+
+
+class SimulatedModel:
+    """What int8 does to the outputs of a model, all calls being as a recipe says but for those left in float.
+
+    Where the fp32 output isn't finite nothing is compared; where that of int8 isn't, or has another shape, it counts
+    as zeros: all signal is lost.
+
+    Args:
+        source: the model; it isn't changed.
+        recipe: how each call is quantized.
+        items: the samples that it is run on, one by one.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, items: Sequence[Item]) -> None:
+        self.source = source.under(recipe)
+        self.items = items
+        self._recipe = recipe
+        self._numerics = _RoundsOnce()
+        self._exact = [self._outputs(item, source.graph.by_name) for item in items]
+        self.signals = np.array([sum(float(t.square().sum()) for t in exact) for exact in self._exact])
+
+    def noises(self, floats: Collection[str] = ()) -> NDArray[np.float64]:
+        """Return the squared error of the outputs for each item, (items,), with these calls in float."""
+        noisy = [self._outputs(item, floats) for item in self.items]
+        return np.array([_noise(*outputs) for outputs in zip(self._exact, noisy, strict=True)])
+
+    def error(self, floats: Collection[str] = ()) -> float:
+        """Return the squared error of all outputs over their squared signal, with these calls in float."""
+        return float(self.noises(floats).sum() / max(self.signals.sum(), TINY))
+
+    def costs(self, calls: Sequence[str], floats: Collection[str] = ()) -> dict[str, float]:
+        """Return by how much the error is larger with each call in int8 than with it in float.
+
+        Args:
+            calls: looked at one by one.
+            floats: calls that are in float but for the one that is looked at.
+        """
+        base = self.error(floats) if calls else 0.0
+        others = set(floats)
+        return {
+            call: self.error(others - {call}) - base if call in others else base - self.error(others | {call})
+            for call in calls
+        }
+
+    def insertion(self, floats: Collection[str] = ()) -> Insertion:
+        """Return what computes each call as the recipe says, but for these, in float; for one forward."""
+        recipe = self._recipe.with_ops({call: FP32 for call in floats})
+        return Insertion(self.source.planner.plan(recipe), self._numerics)
+
+    def run(self, item: Item, on_call: Callable[[Site, Operands], Any]) -> Any:
+        """Return what the model makes of an item, its calls computed by `on_call`.
+
+        Raises:
+            CalibrationError: the model fails on a single sample.
+        """
+        args, kwargs = to_tensors(item.args), to_tensors(dict(item.kwargs))
+        with Interceptor(self.source.model, on_call, out_of_place=self.source.graph.out_of_place):
+            try:
+                return self.source.model(*args, **kwargs)
+            except Exception as exc:
+                raise CalibrationError(
+                    f"the model fails on a single calibration sample, a batch of one: {exc}. Sensitivity 'mse' needs "
+                    "no forward pass."
+                ) from exc
+
+    def _outputs(self, item: Item, floats: Collection[str]) -> list[Tensor]:
+        with torch.no_grad():
+            outputs = describe(self.run(item, self.insertion(floats)), "the model's output", omit=True)[0]
+        return [t.double() for t in outputs if t.is_floating_point()]
+
+
+class _RoundsOnce:
+    """The reference's numerics, that remembers weights: they are the same whatever the other calls run in."""
+
+    def __init__(self) -> None:
+        self._numerics = Numerics()
+        self._weights: dict[tuple[int, int], tuple[Tensor, QParams, Tensor]] = {}
+
+    def activation(self, x: Tensor, params: QParams) -> Tensor:
+        return self._numerics.activation(x, params)
+
+    def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
+        return self._numerics.dynamic(x, config)
+
+    def weight(self, w: Tensor, params: QParams) -> Tensor:
+        key = (w.data_ptr(), id(params))
+        if key not in self._weights:
+            self._weights[key] = (w, params, self._numerics.weight(w, params))  # kept, so that ids stay theirs
+        return self._weights[key][2]
+
+
+def to_tensors(tree: Any) -> Any:
+    """Return kept values as the model gets them; it may write to them."""
+    return tree_map(lambda value: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value, tree)
+
+
+def _noise(exact: list[Tensor], noisy: list[Tensor]) -> float:
+    total = 0.0
+    for wanted, got in zip(exact, noisy, strict=True):
+        usable = got.nan_to_num(0, 0, 0) if got.shape == wanted.shape else torch.zeros_like(wanted)
+        total += float((wanted - usable)[wanted.isfinite()].square().sum())
+    return total
