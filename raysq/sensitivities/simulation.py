@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,12 +59,12 @@ class SimulatedModel:
         self._recipe = recipe
         self._numerics = _RoundsOnce()
         self._exact = [self._outputs(item, source.graph.by_name) for item in items]
-        self.signals = np.array([sum(float(t.square().sum()) for t in exact) for exact in self._exact])
+        self.signals = np.array([_energy(exact, exact) for exact in self._exact])
 
     def noises(self, floats: Collection[str] = ()) -> NDArray[np.float64]:
         """Return the squared error of the outputs for each item, (items,), with these calls in float."""
         noisy = [self._outputs(item, floats) for item in self.items]
-        return np.array([_noise(*outputs) for outputs in zip(self._exact, noisy, strict=True)])
+        return np.array([_energy(e, map(_difference, e, n)) for e, n in zip(self._exact, noisy, strict=True)])
 
     def error(self, floats: Collection[str] = ()) -> float:
         """Return the squared error of all outputs over their squared signal, with these calls in float."""
@@ -136,9 +136,10 @@ def to_tensors(tree: Any) -> Any:
     return tree_map(lambda value: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value, tree)
 
 
-def _noise(exact: list[Tensor], noisy: list[Tensor]) -> float:
-    total = 0.0
-    for wanted, got in zip(exact, noisy, strict=True):
-        usable = got.nan_to_num(0, 0, 0) if got.shape == wanted.shape else torch.zeros_like(wanted)
-        total += float((wanted - usable)[wanted.isfinite()].square().sum())
-    return total
+def _difference(exact: Tensor, noisy: Tensor) -> Tensor:
+    return exact - noisy.nan_to_num(0, 0, 0) if noisy.shape == exact.shape else exact
+
+
+def _energy(exact: Iterable[Tensor], values: Iterable[Tensor]) -> float:
+    """Return the sum of squares of the values where the exact output is finite."""
+    return sum(float(v[e.isfinite()].square().sum()) for e, v in zip(exact, values, strict=True))
