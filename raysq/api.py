@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,12 @@ from raysq.space import SearchSpace
 
 if TYPE_CHECKING:
     from raysq.tuning.trial import QuantTrial
+    from raysq.warm_start import Run
 
 __all__ = ["inspect", "load", "prepare", "quantize", "search_space", "trainable", "tune"]
 
 log = logging.getLogger("raysq")
 
-JOURNAL_FILE = "journal.jsonl"
 STORAGE = Path("raysq_runs")
 
 
@@ -63,6 +64,7 @@ def tune(
     storage_path: str | Path | None = None,
     name: str | None = None,
     resume: str | Path | None = None,
+    warm_start: Any = None,
     seed: int = 0,
     callbacks: Sequence[Any] = (),
     verbose: int = 1,
@@ -97,6 +99,8 @@ def tune(
         storage_path: directory of runs; default "raysq_runs".
         name: of this run; default the time.
         resume: directory or journal of a run to continue.
+        warm_start: directory or journal of another run, a recipe or its file, or a list of these: results of the same
+            model and data are not measured again, the best recipes of any others are tried first.
         seed: of every random choice.
         callbacks: Ray Tune callbacks.
         verbose: 0 silent, 1 progress, 2 each proposal and its reason.
@@ -120,6 +124,7 @@ def tune(
     evaluation.check(eval_fn)
     searcher = _searcher(strategy, strategy_kwargs or {})
     path = _journal_path(storage_path, name, resume)
+    sources = _sources(warm_start, resume)
     model = resolve(model)
     _check_sendable(model, eval_fn)
     prepared = prepare(
@@ -147,16 +152,20 @@ def tune(
         "max_trials": max_trials,
         "seed": seed,
         "num_threads": prepared.num_threads,
+        "latency_inputs": [f"{t.dtype} {tuple(t.shape)}" for t in prepared.timed_tensors],
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(prepared.num_threads)
     try:
         from raysq.journal import Entry, Header, Journal
         from raysq.tuning import runner
+        from raysq.warm_start import gather
 
         if resume is None:
             baseline = measure(prepared, engine, evaluating(model), eval_fn, goal, latency)
             header = Header(prints, arguments, _versions(), prepared.engine, baseline)
+            spared = gather(sources, header, prepared.environment, prepared.space, goal)
+            header = replace(header, warm_start=spared)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
             journal, header, earlier = Journal.resume(path, prints)
@@ -178,6 +187,7 @@ def tune(
                 max_concurrent_trials=max_concurrent_trials,
                 journal=journal,
                 earlier=earlier,
+                warm_start=header.warm_start,
                 callbacks=callbacks,
                 verbose=verbose,
             )
@@ -314,13 +324,24 @@ def _journal_path(storage_path: str | Path | None, name: str | None, resume: str
 
     if resume is not None:
         path = Path(resume)
-        path = path / JOURNAL_FILE if path.is_dir() else path
+        path = path / journal.FILE if path.is_dir() else path
         if not path.exists():
             raise ResumeError(f"there is no journal at {path}. `resume` takes the directory of an earlier run.")
         journal.read(path)
         return path
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return journal.vacant(Path(storage_path or STORAGE) / (name or f"run-{stamp}") / JOURNAL_FILE)
+    return journal.vacant(Path(storage_path or STORAGE) / (name or f"run-{stamp}") / journal.FILE)
+
+
+def _sources(given: Any, resume: str | Path | None) -> Sequence[Run | Recipe]:
+    from raysq import warm_start
+
+    if given is not None and resume is not None:
+        raise OptionError(
+            "`resume` goes on with what that run was warm-started with. Leave out `warm_start`; or begin a new run, "
+            f"which both give what they have: `warm_start=[{str(resume)!r}, …]`, without `resume`."
+        )
+    return warm_start.read(given)
 
 
 def _versions() -> dict[str, str]:

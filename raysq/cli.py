@@ -28,6 +28,7 @@ OVERRIDES = {  # options of `raysq tune` that override what the YAML file or the
     "name": str,
     "storage_path": str,
     "resume": str,
+    "warm_start": str,
     "verbose": int,
 }
 

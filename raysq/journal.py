@@ -25,10 +25,12 @@ from raysq.recipe import Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
 __all__ = [
+    "FILE",
     "SCHEMA",
     "Entry",
     "Header",
     "Journal",
+    "WarmStart",
     "baseline_from_dict",
     "read",
     "record_from_dict",
@@ -36,26 +38,8 @@ __all__ = [
     "vacant",
 ]
 
+FILE = "journal.jsonl"  # of a run's directory
 SCHEMA = 1  # grows by additions only: a reader of schema n accepts every schema <= n
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a run is about; a journal is continued only by a run whose fingerprints are the same.
-
-    Attributes:
-        fingerprints: digests of "model", "calibration", "evaluation".
-        arguments: what `raysq.tune` was asked, as plain data.
-        versions: of raysq, torch, ray and the backend.
-        backend: its name.
-        baseline: what int8 is measured against.
-    """
-
-    fingerprints: Mapping[str, str]
-    arguments: Mapping[str, Any]
-    versions: Mapping[str, str]
-    backend: str
-    baseline: Baseline
 
 
 @dataclass(frozen=True)
@@ -73,6 +57,40 @@ class Entry:
     seen: int
     pairs: tuple[tuple[float, float], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What earlier runs spare this one.
+
+    Attributes:
+        entries: results that are not measured again; their trials are numbered below 0.
+        recipes: what is tried first, in this order.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run is about; a journal is continued only by a run whose fingerprints are the same.
+
+    Attributes:
+        fingerprints: digests of "model", "calibration", "evaluation".
+        arguments: what `raysq.tune` was asked, as plain data.
+        versions: of raysq, torch, ray and the backend.
+        backend: its name.
+        baseline: what int8 is measured against.
+        warm_start: what it began with, so that it is resumed without the runs that this came from.
+    """
+
+    fingerprints: Mapping[str, str]
+    arguments: Mapping[str, Any]
+    versions: Mapping[str, str]
+    backend: str
+    baseline: Baseline
+    warm_start: WarmStart = field(default_factory=WarmStart)
 
 
 class Journal:
@@ -267,12 +285,22 @@ _NUMBERS = ("accuracy", "accuracy_drop", "worst_drop", "latency_ms", "latency_ra
 def _understood(path: Path, number: int, kind: type, data: dict[str, Any]) -> Any:
     try:
         if kind is Header:
-            return Header(**{**data, "baseline": baseline_from_dict(data["baseline"])})
-        pairs = tuple((float(a), float(b)) for a, b in data["pairs"])
-        return Entry(**{**data, "record": record_from_dict(data["record"]), "pairs": pairs})
+            baseline, warm_start = baseline_from_dict(data["baseline"]), _warm_start(data.get("warm_start", {}))
+            return Header(**{**data, "baseline": baseline, "warm_start": warm_start})
+        return _entry(data)
     except (TypeError, ValueError, KeyError, AttributeError, InputError) as exc:
         what = f"{type(exc).__name__}: {exc}"
         raise ResumeError(f"{path}, line {number} is not what raysq wrote ({what}). Remove that line.") from exc
+
+
+def _entry(data: Mapping[str, Any]) -> Entry:
+    pairs = tuple((float(a), float(b)) for a, b in data["pairs"])
+    return Entry(**{**data, "record": record_from_dict(data["record"]), "pairs": pairs})
+
+
+def _warm_start(data: Mapping[str, Any]) -> WarmStart:
+    recipes = tuple(map(Recipe.from_dict, data.get("recipes", ())))
+    return WarmStart(tuple(map(_entry, data.get("entries", ()))), recipes)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:

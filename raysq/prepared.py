@@ -18,7 +18,7 @@ from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
 from raysq.kernels.base import BuiltModel, Capabilities, Source
-from raysq.kernels.cpu import physical_cores
+from raysq.kernels.cpu import model_name, physical_cores
 from raysq.latency import Timing, pair
 from raysq.model_choices import ModelChoices
 from raysq.observation import observe
@@ -29,7 +29,7 @@ from raysq.sensitivities import MSE, rank
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
 from raysq.space import SearchSpace, build_space
 
-__all__ = ["Prepared", "as_call", "prepare", "resolve"]
+__all__ = ["Prepared", "as_call", "machine", "prepare", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,16 @@ class Prepared:
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     build_s: float = 0.0
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What latency depends on beside model and recipe, as it is here: "cpu", "isa" and "threads"."""
+        return machine(self.capabilities, self.num_threads)
+
+    @property
+    def timed_tensors(self) -> list[Tensor]:
+        """The tensors among the inputs that are timed."""
+        return [t for t in tree_leaves((self.latency_args, self.latency_kwargs)) if isinstance(t, Tensor)]
+
     def time(self, candidate: BuiltModel, reference: BuiltModel, latency: Latency) -> Timing:
         """Time two builds of the model in turn, as it will be deployed."""
         return pair(
@@ -70,6 +80,11 @@ class Prepared:
             num_threads=self.num_threads,
             latency=latency,
         )
+
+
+def machine(capabilities: Capabilities, num_threads: int) -> dict[str, Any]:
+    """Return "cpu", "isa" and "threads" of this process."""
+    return {"cpu": model_name(), "isa": ",".join(capabilities.isa), "threads": num_threads}
 
 
 def prepare(

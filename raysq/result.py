@@ -114,7 +114,7 @@ class TrialRecord:
     """One finished trial; times in seconds, latency in milliseconds.
 
     Attributes:
-        trial: its number, from 0, in the order of suggestion.
+        trial: its number, from 0, in the order of suggestion; below 0 for one of another run, by a warm start.
         recipe: what was tried.
         config: the flat search point that gave the recipe.
         status: finished or failed.

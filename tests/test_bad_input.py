@@ -22,6 +22,8 @@ from raysq.errors import (
     SpaceError,
     StorageError,
 )
+from raysq.journal import Header, Journal
+from raysq.result import Baseline
 
 FLOAT = {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}
 
@@ -349,6 +351,31 @@ def test_nothing_to_resume(content: str | None, says: tuple[str, ...], tmp_path:
         path.write_text(content)
     batches, calls = refused(tmp_path, ResumeError, (str(path), *says), resume=path)
     assert (batches.read, calls.made) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ("nowhere", ResumeError, ("nothing at nowhere", "directory of an earlier run")),
+        (["nowhere"], ResumeError, ("nothing at nowhere",)),
+        ({"runs": "x"}, OptionError, ("`warm_start`", "or a list of these", "dict")),
+    ],
+)
+def test_nothing_to_start_from(given: Any, error: type[Exception], says: tuple[str, ...], tmp_path: Path) -> None:
+    batches, calls = refused(tmp_path, error, says, warm_start=given)
+    assert (batches.read, calls.made) == (0, 0)
+
+
+def test_a_run_is_resumed_with_what_it_was_started_with(ended_run: Path, tmp_path: Path) -> None:
+    says = ("`resume` goes on with", "Leave out `warm_start`", f"warm_start=[{str(ended_run)!r}")
+    refused(tmp_path, OptionError, says, resume=ended_run, warm_start=ended_run)
+
+
+@pytest.fixture
+def ended_run(tmp_path: Path) -> Path:
+    baseline = Baseline(1.0, {"accuracy": 1.0}, 1.0, "jit", {})
+    Journal.create(tmp_path / "ended" / "journal.jsonl", Header({}, {}, {}, "reference", baseline)).close()
+    return tmp_path / "ended"
 
 
 def test_train_mode_is_said_to_be_left_alone(caplog: pytest.LogCaptureFixture) -> None:

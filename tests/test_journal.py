@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysq.errors import ResumeError, StorageError
-from raysq.journal import Entry, Header, Journal, read, record_from_dict, to_dict
+from raysq.journal import Entry, Header, Journal, WarmStart, read, record_from_dict, to_dict
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
@@ -58,6 +58,12 @@ def test_reads_what_was_written(path):
     entries = ENTRY, Entry(FAILED, seen=3)
     written(path, *entries)
     assert read(path) == (HEADER, entries)
+
+
+def test_a_run_keeps_what_it_was_warm_started_with(path):
+    header = replace(HEADER, warm_start=WarmStart((replace(ENTRY, seen=0),), (TIMED.recipe, FAILED.recipe)))
+    Journal.create(path, header).close()
+    assert read(path) == (header, ())
 
 
 def test_a_line_is_there_before_append_returns(path):

@@ -532,6 +532,57 @@ def test_infeasible_trials_are_not_timed(infeasible: NoFeasibleRecipe) -> None:
     assert {t.stage for t in infeasible.result.trials} == {Stage.EVALUATED}
 
 
+# --- warm start ---
+
+
+@pytest.fixture(scope="module")
+def earlier(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> raysq.Result:
+    """A finished search of `mlp`."""
+    given = {"tolerance": 0.1, "backend": "reference", "strategy": "random", "max_trials": 4}
+    return raysq.tune(
+        mlp(),
+        [X[:128]],
+        agreement(mlp()),
+        storage_path=tmp_path_factory.mktemp("earlier"),
+        name="run",
+        **given,
+        **QUICK,
+    )
+
+
+def test_a_warm_start_repeats_no_trial_of_a_run_of_the_same(earlier: raysq.Result, tune: Any, tmp_path: Path) -> None:
+    before = {t.recipe.digest for t in earlier.trials}
+    result = tune(mlp(), agreement(mlp()), strategy="random", max_trials=3, warm_start=earlier.journal.parent)
+    own = [t for t in result.trials if t.trial >= 0]
+    assert [t.trial for t in own] == [0, 1, 2]
+    assert before.isdisjoint(t.recipe.digest for t in own)  # the same seed: without it they would be the same
+    assert {t.recipe.digest for t in result.trials if t.trial < 0} == before
+    header, entries = journal.read(tmp_path / "run" / "journal.jsonl")
+    assert [entry.record for entry in entries] == own
+    again = tune(mlp(), agreement(mlp()), strategy="random", max_trials=3, resume=tmp_path / "run")
+    assert [t.recipe for t in again.trials] == [t.recipe for t in result.trials]  # without a `warm_start` again
+
+
+def test_a_known_recipe_can_win_without_a_trial(earlier: raysq.Result, tune: Any) -> None:
+    result = tune(mlp(), agreement(mlp()), stop_at_first=True, warm_start=earlier.journal)
+    assert all(t.trial < 0 for t in result.trials)
+    assert agreement(mlp())(result.model) == result.accuracy
+
+
+def test_a_warm_start_carries_recipes_to_another_model_of_the_architecture(earlier: raysq.Result, tune: Any) -> None:
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES)).eval()
+    result = tune(other, agreement(other), max_trials=2, warm_start=earlier.journal)
+    assert [(t.trial, t.label) for t in result.trials] == [(0, "warm start"), (1, "warm start")]
+    assert {t.recipe for t in result.trials} <= {t.recipe for t in earlier.trials}
+
+
+def test_a_warm_start_takes_what_save_wrote(earlier: raysq.Result, tune: Any, tmp_path: Path) -> None:
+    earlier.save(tmp_path / "saved")
+    first, *_ = tune(mlp(), agreement(mlp()), max_trials=1, warm_start=tmp_path / "saved").trials
+    assert (first.recipe, first.label) == (earlier.recipe, "warm start")
+
+
 # --- replay ---
 
 

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from raysq.errors import SpaceError
 from raysq.goal import Goal
-from raysq.journal import Entry
+from raysq.journal import Entry, WarmStart
 from raysq.recipe import Recipe
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace, flatten
@@ -29,7 +29,10 @@ from raysq.tuning.records import record, to_result
 __all__ = ["Conductor"]
 
 MIN_PATIENCE = 10  # trials; below that a plateau is no news
+WARM_START = "warm start"  # label of the trials that repeat recipes of earlier runs
 HOPELESS = 5  # trials; where as many of the first fail for one and the same reason, it isn't the recipe's fault
+
+NOTHING = WarmStart()
 
 log = logging.getLogger("raysq")
 
@@ -59,6 +62,9 @@ class Conductor(Searcher):
     as errors. A searcher that knows nothing of accuracy sees infeasible trials behind all feasible ones. Configs
     carry "label", "trial" (its number) and "seen" (how many trials had ended when it was suggested) beside the point.
 
+    With a warm start, results of earlier runs are in the history from the beginning, and recipes of theirs run before
+    the searcher is asked at all; strategies and `ConstrainedOptuna` learn both.
+
     The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
     the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was better
     beyond its confidence interval, or when the first five trials fail for one reason.
@@ -69,13 +75,21 @@ class Conductor(Searcher):
         goal: what makes a recipe feasible.
         max_trials: how many trials there will be at most, >= 1.
         stop_at_first: end at the first feasible recipe.
+        warm_start: what earlier runs spare this one; the results don't count among the trials.
 
     Raises:
         SpaceError: a foreign searcher for a space that holds a single recipe.
     """
 
     def __init__(
-        self, inner: Searcher, space: SearchSpace, goal: Goal, max_trials: int = 50, *, stop_at_first: bool = False
+        self,
+        inner: Searcher,
+        space: SearchSpace,
+        goal: Goal,
+        max_trials: int = 50,
+        *,
+        stop_at_first: bool = False,
+        warm_start: WarmStart = NOTHING,
     ) -> None:
         super().__init__(metric=METRIC, mode="min")
         self.inner = inner
@@ -102,7 +116,12 @@ class Conductor(Searcher):
         self._repeating_at = -1  # length of the history when the inner searcher had nothing new
         self._to_beat = math.inf  # the estimated cost of the last recipe that was better beyond doubt
         self._improved_at = 0
-        self._replayed = 0
+        self._first = deque(warm_start.recipes)
+        self._opening: set[str] = set()  # those of them that run
+        for entry in warm_start.entries:
+            self._remember(entry.record)
+            self._teach(entry.record)
+        self._improved_at = self._begun = len(self.history)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Keep to what it was made with."""
@@ -165,7 +184,7 @@ class Conductor(Searcher):
         for number in range(max(numbered, default=-1) + 1):
             entry = numbered.get(number)  # None: it was running when the earlier run ended
             seen = entry.seen if entry else _seen_before(number, numbered)
-            while pending and len(self.history) < seen:
+            while pending and len(self._entries) < seen:
                 self._finish(pending.popleft())
             point = self._ask() if following else None
             if entry is None and isinstance(point, _Point):
@@ -177,7 +196,7 @@ class Conductor(Searcher):
                     self._ready.append(self._numbered(point))
         while pending:
             self._finish(pending.popleft())
-        self._replayed = len(self.history)
+        self._begun = len(self.history)
 
     def save(self, checkpoint_path: str) -> None:
         """Write the finished trials."""
@@ -189,6 +208,13 @@ class Conductor(Searcher):
 
     def _ask(self) -> Any:
         """Return a new `_Point`, None or FINISHED."""
+        while self._first:
+            recipe = self._first.popleft()
+            if self.history.of(recipe) is None:
+                self._opening.add(recipe.digest)
+                return _Point(self.space.config(recipe), recipe, WARM_START)
+        if self._opening:
+            return None  # what the searcher suggests shall build on all of them
         if self._repeating_at == len(self.history) and self._waiting:
             return None
         for _ in range(MAX_DUPLICATES):
@@ -215,16 +241,31 @@ class Conductor(Searcher):
     def _finish(self, entry: Entry) -> None:
         ended = entry.record
         self._entries.append(entry)
+        self._remember(ended)
+        for inner_id in self._waiting.pop(ended.recipe.digest, ()):
+            tell(self.inner, inner_id, ended, self._view)
+        if ended.recipe.digest in self._opening:
+            self._opening.remove(ended.recipe.digest)
+            self._teach(ended)
+
+    def _remember(self, ended: TrialRecord) -> None:
         self.history.append(ended)
         if ended.feasible and self._goal.cost(ended) < self._to_beat:
             self._to_beat = self._goal.cost(ended.at(ended.latency_ratio))
             self._improved_at = len(self.history)
-        for inner_id in self._waiting.pop(ended.recipe.digest, ()):
-            tell(self.inner, inner_id, ended, self._view)
+
+    def _teach(self, ended: TrialRecord) -> None:
+        """Tell the inner searcher of a trial that it didn't suggest, if it can learn of such."""
+        if isinstance(self.inner, Strategy):
+            self.inner.learn(ended)
+        elif isinstance(self.inner, ConstrainedOptuna):
+            config = self.space.config(ended.recipe)
+            if len(config) == len(self.space.dimensions):  # no override: the point says all about the recipe
+                self.inner.learn(config, ended)
 
     def _why_over(self) -> str:
         patience = max(MIN_PATIENCE, self.max_trials // 4)
-        first = self.history[self._replayed :][:HOPELESS]
+        first = self.history[self._begun :][:HOPELESS]
         failures = {r.reason if r.status is Status.FAILED else None for r in first}
         if len(first) == HOPELESS and len(failures) == 1 and None not in failures:
             return f"the first {HOPELESS} trials failed alike"
@@ -238,7 +279,7 @@ class Conductor(Searcher):
 
     def _numbered(self, point: _Point) -> _Running:
         self._suggested += 1
-        return _Running(self._suggested - 1, len(self.history), point)
+        return _Running(self._suggested - 1, len(self._entries), point)
 
 
 def _seen_before(number: int, numbered: Mapping[int, Entry]) -> int:

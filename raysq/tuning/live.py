@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,6 +30,7 @@ class Progress:
         timeout_s: seconds that the search may take, None for any.
         trial_s: seconds from one trial to the next, as expected before the first; None if that isn't known.
         records: trials that ended.
+        known: trials of other runs that needn't be made here.
         running: ids of those that run.
         clock: seconds.
     """
@@ -40,6 +41,7 @@ class Progress:
     timeout_s: float | None = None
     trial_s: float | None = None
     records: list[TrialRecord] = field(default_factory=list)
+    known: Sequence[TrialRecord] = ()
     running: set[str] = field(default_factory=set)
     clock: Callable[[], float] = time.monotonic
 
@@ -50,7 +52,7 @@ class Progress:
     @property
     def best(self) -> TrialRecord | None:
         """The feasible timed trial of the lowest cost."""
-        timed = (r for r in self.records if r.feasible and r.ratio is not None)
+        timed = (r for r in (*self.known, *self.records) if r.feasible and r.ratio is not None)
         return min(timed, key=self.goal.cost, default=None)
 
     @property

@@ -15,10 +15,10 @@ from ray.tune.search import Searcher
 
 from raysq.errors import OptionError
 from raysq.evaluation import EvalFn
-from raysq.journal import Entry, Journal
+from raysq.journal import Entry, Journal, WarmStart
 from raysq.options import Goal, Latency, Workers
 from raysq.result import Baseline, TrialRecord
-from raysq.tuning.conductor import Conductor
+from raysq.tuning.conductor import NOTHING, Conductor
 from raysq.tuning.live import Progress, shown
 from raysq.tuning.recorder import Recorder
 from raysq.tuning.stopper import AccuracyConstraintStopper
@@ -56,10 +56,11 @@ def run(
     max_concurrent_trials: int | None = None,
     journal: Journal | None = None,
     earlier: Sequence[Entry] = (),
+    warm_start: WarmStart = NOTHING,
     callbacks: Sequence[tune.Callback] = (),
     verbose: int = 1,
 ) -> list[TrialRecord]:
-    """Search, and return all trials that ended, in that order, those of an earlier run first.
+    """Search, and return all trials that ended, in that order: those of a warm start, of an earlier run, of this one.
 
     Ctrl-C ends the search and keeps what has ended. A trial whose worker was lost is tried again
     `workers.max_failures` times on a fresh one, then it is a failed record.
@@ -78,6 +79,7 @@ def run(
         max_concurrent_trials: at most this many at once, >= 1; default as many as there is room for.
         journal: gets a line for each trial that ended.
         earlier: the entries of the journal that is continued; they are replayed through the searcher.
+        warm_start: what runs of before spare this one.
         callbacks: of Ray Tune, in addition.
         verbose: 0 silent, 1 progress, 2 what Ray logs too.
 
@@ -86,13 +88,17 @@ def run(
         EvaluationError, ModelError: what workers need can't be pickled.
         StorageError: the journal can't be written.
     """
-    conductor = Conductor(searcher, prepared.space, goal, max_trials, stop_at_first=stop_at_first)
+    conductor = Conductor(
+        searcher, prepared.space, goal, max_trials, stop_at_first=stop_at_first, warm_start=warm_start
+    )
     conductor.replay(earlier)
     with session(verbose), tempfile.TemporaryDirectory(prefix="raysq-") as scratch:
         room = slots(cpus_per_trial(prepared, workers))
         concurrent = min(room, max_concurrent_trials or room)
         trial_s = (prepared.build_s + baseline.eval_s) / concurrent + latency.budget_s  # timings run one by one
-        progress = Progress(baseline, goal, max_trials, timeout_s, trial_s, [entry.record for entry in earlier])
+        known = [entry.record for entry in warm_start.entries]
+        records = [entry.record for entry in earlier]
+        progress = Progress(baseline, goal, max_trials, timeout_s, trial_s, records, known)
         bound = trainable(prepared, eval_fn, goal=goal, latency=latency, workers=workers, baseline=baseline)
         with shown(progress, verbose) as show:
             recorder = Recorder(prepared.space, journal, progress, show)
@@ -122,7 +128,7 @@ def run(
             with suppress(KeyboardInterrupt):
                 tuner.fit()
     log.info("the search ended: %s", conductor.ended or "interrupted, or out of time")
-    return progress.records
+    return [*known, *progress.records]
 
 
 def slots(cpus: int) -> int:

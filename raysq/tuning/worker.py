@@ -22,6 +22,7 @@ from raysq.baseline import outputs
 from raysq.goal import Goal
 from raysq.options import Latency
 from raysq.prediction import predicted_ratio
+from raysq.prepared import machine
 from raysq.recipe import Precision
 from raysq.result import Baseline, Stage, Status
 from raysq.tuning.turns import TakesTurns, Turns
@@ -72,9 +73,7 @@ class Worker:
         self._turns = Turns(Path(tempfile.gettempdir()) / f"raysq-turns-{os.getuid()}")
         self._machine = {
             "node": socket.gethostname(),
-            "cpu": _cpu_model(),
-            "isa": ",".join(engine.capabilities().isa),
-            "threads": job.prepared.num_threads,
+            **machine(engine.capabilities(), job.prepared.num_threads),
         }
         self._reference: BuiltModel | None = None
         self._candidate: BuiltModel | None = None
@@ -207,11 +206,6 @@ def unusable(exc: Exception) -> Report:
         "reason": f"the worker can't load the model or `eval_fn`: {type(exc).__name__}: {exc}",
         "done": True,
     }
-
-
-def _cpu_model() -> str:
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return found[1] if found else ""
 
 
 def _reset_peak_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from simulation import Simulation
 
 from raysq import strategies
-from raysq.journal import Entry
+from raysq.journal import Entry, WarmStart
 from raysq.strategies.base import BARRIER, Proposal, Strategy
 from raysq.tuning.conductor import Conductor
 from raysq.tuning.records import record
@@ -214,6 +215,98 @@ def test_pickled_after_a_replay_it_goes_on_alike() -> None:
     subject.replay(entries)
     copied = cloudpickle.loads(cloudpickle.dumps(subject))
     assert copied.suggest("next") == subject.suggest("next")
+
+
+# warm start
+
+
+def started(sim: Simulation, known: int = 6) -> WarmStart:
+    """What a search by chance found: this many results, and three more recipes."""
+    entries = drive(conductor(sim, "random", trials=known + 3), sim)
+    numbered = [replace(e.record, trial=i - known) for i, e in enumerate(entries[:known])]
+    return WarmStart(tuple(Entry(r, seen=0) for r in numbered), tuple(e.record.recipe for e in entries[known:]))
+
+
+def tried(subject: Conductor) -> list[str]:
+    return [record.recipe.digest for record in subject.history]
+
+
+def test_recipes_of_a_warm_start_run_before_the_searcher_is_asked() -> None:
+    sim, inner = Simulation(seed=3), Stutterer(TWO)
+    start = started(sim, known=0)
+    subject = conductor(sim, inner, warm_start=start)
+    running = {str(i): subject.suggest(str(i)) for i in range(3)}
+    assert [config["label"] for config in running.values()] == ["warm start"] * 3
+    assert [subject.space.recipe(config) for config in running.values()] == list(start.recipes)
+    for trial_id in ("0", "1", "2"):
+        assert subject.suggest("more") is None
+        assert inner.asked == 0
+        subject.on_trial_complete(trial_id, sim.run(subject.space.recipe(running[trial_id])))
+    assert subject.suggest("more")["label"] == "Stutterer"
+
+
+def test_results_of_a_warm_start_are_not_measured_again_and_count_as_no_trial() -> None:
+    sim = Simulation(seed=3)
+    start = started(sim)
+    subject = conductor(sim, "random", trials=12, warm_start=start)  # the same seed would suggest the same
+    entries = drive(subject, sim)
+    assert len(entries) == 12
+    assert [entry.record.trial for entry in entries] == list(range(12))
+    assert all(entry.seen <= entry.record.trial for entry in entries)
+    assert len(set(tried(subject))) == 6 + 12
+    assert subject.history[:6] == [entry.record for entry in start.entries]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_strategy_learns_what_the_warm_start_knows_and_tries(slots: int) -> None:
+    sim = Simulation(seed=3)
+    subject = conductor(sim, "auto", trials=10, warm_start=started(sim))
+    drive(subject, sim, slots=slots)
+    assert isinstance(subject.inner, Strategy)
+    assert [r.recipe.digest for r in subject.inner.history] == tried(subject)
+
+
+def test_optuna_learns_what_the_warm_start_knows_and_tries() -> None:
+    sim = Simulation(seed=3)
+    inner = strategies.ConstrainedOptuna(sim.space(), sim.goal, RandomSampler(seed=1))
+    drive(conductor(sim, inner, trials=5, warm_start=started(sim)), sim)
+    assert len(inner._ot_study.trials) == 6 + 5
+
+
+def test_with_stop_at_first_a_known_feasible_recipe_ends_the_search_at_once() -> None:
+    sim = Simulation(sensitive=0)
+    start = started(sim)
+    assert any(entry.record.feasible for entry in start.entries)
+    assert conductor(sim, "auto", stop_at_first=True, warm_start=start).suggest("a") == Searcher.FINISHED
+
+
+def test_known_results_are_no_plateau() -> None:
+    sim = Simulation(sensitive=0)
+    point = {"linear.algorithm": "mse"}
+    slower = Stutterer([{**point, "float_calls.mse": k} for k in range(40)])
+    start = started(sim, known=20)
+    best = min(entry.record.latency_bound for entry in start.entries if entry.record.feasible)
+    entries = drive(conductor(sim, slower, warm_start=WarmStart(start.entries)), sim)
+    assert min(entry.record.latency_bound for entry in entries) > best
+    assert len(entries) == 10  # none was faster than what was known
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_killed_run_with_a_warm_start_goes_on_as_if_it_had_not_been(name: str, slots: int) -> None:
+    sim = Simulation(seed=3)
+    start = started(sim)
+    whole = conductor(sim, name, trials=12, warm_start=start)
+    drive(whole, sim, slots=slots)
+    for ended in (1, 8):  # among the recipes of the warm start, and among those of the strategy
+        part = drive(conductor(sim, name, trials=12, warm_start=start), sim, slots=slots, stop_after=6 + ended)
+        resumed = conductor(sim, name, trials=12, warm_start=start)
+        resumed.replay(part)
+        drive(resumed, sim, slots=slots)
+        assert len(set(tried(resumed))) == len(tried(resumed))  # nothing runs twice
+        assert tried(resumed)[: 6 + ended] == tried(whole)[: 6 + ended]
+        if slots == 1:
+            assert tried(resumed) == tried(whole)
 
 
 def test_a_barrier_holds_back_until_all_ended() -> None:

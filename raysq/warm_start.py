@@ -1,0 +1,207 @@
+"""What earlier runs and recipes spare a new run: results that aren't measured again, recipes that are tried first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from raysq import evaluation, journal
+from raysq.errors import EvaluationError, OptionError, RecipeError, ResumeError, SpaceError
+from raysq.goal import Goal
+from raysq.journal import Entry, Header, WarmStart
+from raysq.quantized import RECIPE_FILE
+from raysq.recipe import Recipe
+from raysq.result import Baseline, Stage, Status, TrialRecord
+from raysq.space import SearchSpace
+from raysq.transfer import adapted
+
+__all__ = ["Run", "gather", "read"]
+
+MOST = 5  # recipes of a run that are tried first: a tenth of the default budget
+FEW = 5  # calls that a message names
+KERNELS = ("raysq", "torch", "intel-extension-for-pytorch")  # whose versions decide what a recipe runs as
+
+
+@dataclass(frozen=True)
+class Run:
+    """An earlier run, as its journal tells.
+
+    Attributes:
+        path: of the journal.
+        header: what it was about.
+        entries: its finished trials, what it was itself spared included.
+    """
+
+    path: Path
+    header: Header
+    entries: tuple[Entry, ...]
+
+
+Source = Run | Recipe
+
+
+def read(given: Any) -> tuple[Source, ...]:
+    """Return what is meant by the argument `warm_start`.
+
+    Args:
+        given: a run's directory or journal, a recipe, its file, a directory that `save` wrote, or a list of these.
+
+    Raises:
+        OptionError: something else.
+        ResumeError: there is nothing, or a journal that is damaged or holds no trial.
+        RecipeError: a file that holds no recipe.
+    """
+    items = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    return tuple(map(_read, items))
+
+
+def _read(item: Any) -> Source:
+    if isinstance(item, Recipe):
+        return item
+    if not isinstance(item, str | Path):
+        raise OptionError(
+            "`warm_start` must be the directory or journal of a run, a recipe or its file, or a list of these; got "
+            f"{type(item).__name__}."
+        )
+    path = Path(item)
+    if path.is_dir():
+        files = [path / name for name in (journal.FILE, RECIPE_FILE)]
+        path = next((file for file in files if file.exists()), path)
+    if not path.is_file():
+        what = f"neither {journal.FILE} nor {RECIPE_FILE} in" if path.is_dir() else "nothing at"
+        raise ResumeError(f"there is {what} {path}. `warm_start` takes the directory of an earlier run, or a recipe.")
+    return _recipe(path) if path.suffix == ".json" else _run(path)
+
+
+def _recipe(path: Path) -> Recipe:
+    try:
+        return Recipe.from_json(path.read_text())
+    except (OSError, UnicodeDecodeError, RecipeError) as exc:
+        raise RecipeError(f"{path} holds no recipe: {exc}") from exc
+
+
+def _run(path: Path) -> Run:
+    header, entries = journal.read(path)
+    entries = (*header.warm_start.entries, *entries)
+    if not any(entry.record.status is Status.FINISHED for entry in entries):
+        raise ResumeError(f"no trial of {path} came to a result, so there is nothing to start from.")
+    return Run(path, header, entries)
+
+
+def gather(
+    sources: Sequence[Source], present: Header, environment: Mapping[str, Any], space: SearchSpace, goal: Goal
+) -> WarmStart:
+    """Return what sources spare a run.
+
+    A run of the same model, calibration data and evaluation, on the same backend, in the same versions, with an equal
+    baseline, gives results, judged by the present goal: those that were timed on such a CPU with as many threads, and
+    those that needn't be timed. Of all else come recipes, as close as the space has them, those of a run by promise:
+    the feasible by latency, then the closest to its goal.
+
+    Args:
+        sources: from `read`.
+        present: of the run that begins.
+        environment: its "cpu", "isa" and "threads".
+        space: what it searches.
+        goal: what it makes of a loss.
+
+    Raises:
+        ResumeError: a source has nothing in common with the space.
+    """
+    known: dict[str, Entry] = {}
+    first: dict[Recipe, None] = {}
+    for source in sources:
+        settled = {}
+        if isinstance(source, Run) and _comparable(source.header, present, goal):
+            settled = _settled(source.entries, present.baseline, environment, space, goal)
+        recipes = [source] if isinstance(source, Recipe) else _promising(source.entries, settled)
+        found = dict.fromkeys(filter(None, (adapted(recipe, space) for recipe in recipes)))
+        if not settled and not found:
+            where = "the recipe" if isinstance(source, Recipe) else source.path
+            raise ResumeError(
+                f"{where} has nothing for this model: no call that it runs in int8 may do so here. Those that may are "
+                f"{_shown(call for call, configs in space.options.items() if any(c.is_int8 for c in configs))}."
+            )
+        known = {**settled, **known}
+        first.update(islice(found.items(), MOST))
+    numbered = enumerate(known.values(), -len(known))  # below 0: this run counts its own from 0
+    entries = tuple(replace(entry, record=replace(entry.record, trial=number)) for number, entry in numbered)
+    return WarmStart(entries, tuple(recipe for recipe in first if recipe.digest not in known))
+
+
+def _comparable(earlier: Header, present: Header, goal: Goal) -> bool:
+    """Whether a recipe scores the same in both runs, and the ratios of latency are to the same."""
+    there, here = (_score(header.baseline.metrics, goal) for header in (earlier, present))
+    if there is None or here is None:
+        return False
+    return (
+        all(there.metrics[name] == here.metrics[name] for name in (here.primary, *goal.others))  # else: other data
+        and earlier.fingerprints == present.fingerprints
+        and earlier.backend == present.backend
+        and all(earlier.versions.get(name) == present.versions.get(name) for name in KERNELS)
+        and earlier.arguments.get("latency_inputs") == present.arguments.get("latency_inputs")
+        and earlier.baseline.form == present.baseline.form
+    )
+
+
+def _settled(
+    entries: Sequence[Entry], baseline: Baseline, environment: Mapping[str, Any], space: SearchSpace, goal: Goal
+) -> dict[str, Entry]:
+    """Return the entries that the present run would only repeat, by the digest of their recipes."""
+    found = {}
+    for entry in entries:
+        record = _judged(entry.record, baseline, goal)
+        if record is None:
+            continue
+        timed = record.stage is Stage.TIMED
+        same = environment if timed else {"isa": environment["isa"]}  # what int8 saturates at depends on that
+        ranked = timed and math.isfinite(goal.cost(record))
+        if (record.feasible and not ranked) or any(entry.environment.get(key) != same[key] for key in same):
+            continue
+        try:
+            config = space.config(record.recipe)
+        except SpaceError:
+            continue
+        record = replace(record, config={**config, "label": record.label})
+        found[record.recipe.digest] = Entry(record, seen=0, environment=entry.environment)
+    return found
+
+
+def _judged(record: TrialRecord, baseline: Baseline, goal: Goal) -> TrialRecord | None:
+    """Return what the present goal makes of a trial; None if it has no score for it."""
+    score = None if record.status is Status.FAILED else _score(record.metrics or {}, goal)
+    if score is None:
+        return None
+    loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
+    return replace(
+        record,
+        accuracy=score.value,
+        accuracy_drop=loss.drop,
+        worst_drop=loss.worst_drop,
+        feasible=goal.holds(loss.worst_drop) and record.int8_calls > 0,
+        reason=loss.reason or ("" if record.int8_calls else record.reason),
+    )
+
+
+def _score(metrics: Mapping[str, float], goal: Goal) -> evaluation.Score | None:
+    try:
+        return evaluation.evaluate(lambda _: metrics, None, goal)
+    except EvaluationError:
+        return None
+
+
+def _promising(entries: Sequence[Entry], settled: Mapping[str, Entry]) -> Iterator[Recipe]:
+    """Yield the recipes of a run that aren't settled: the feasible by latency, then the closest to its goal."""
+    records = [entry.record for entry in entries if entry.record.status is Status.FINISHED]
+    for record in sorted(records, key=lambda r: (not r.feasible, r.latency_bound if r.feasible else r.loss)):
+        if record.recipe.digest not in settled:
+            yield record.recipe
+
+
+def _shown(names: Iterable[str]) -> str:
+    some = list(islice(names, FEW + 1))
+    return ", ".join(some[:FEW]) + (", …" if len(some) > FEW else "")
