@@ -86,7 +86,9 @@ def test_a_run_of_the_same_gives_its_results_and_nothing_is_left_to_try() -> Non
         {"versions": {**HEADER.versions, "torch": "2.9"}},
         {"arguments": {"latency_inputs": ["torch.float32 (8, 8)"]}},
         {"baseline": replace(HEADER.baseline, form="jit")},
-        {"baseline": replace(HEADER.baseline, accuracy=0.8)},  # the same function, on other data
+        {
+            "baseline": replace(HEADER.baseline, accuracy=0.8, metrics={"accuracy": 0.8})
+        },  # the same function, on other data
     ],
     ids=["model", "calibration", "evaluation", "backend", "torch", "timed inputs", "fp32 form", "fp32 score"],
 )
@@ -132,11 +134,24 @@ def test_results_are_judged_by_the_goal_of_this_run() -> None:
     assert set(lenient.recipes) == set(missing)
 
 
-def test_the_metric_of_this_goal_counts() -> None:
-    both = [replace(e, record=replace(e.record, metrics={"accuracy": 0.9, "f1": 0.1})) for e in ENTRIES]
-    start = begun(tuple(both), goal=Goal(0.01, metric="f1"))
-    assert {entry.record.accuracy for entry in start.entries} == {0.1}
-    assert begun(goal=Goal(0.01, metric="f1")).entries == ()  # where it wasn't kept, it is measured anew
+@pytest.mark.parametrize(
+    ("goal", "found"),
+    [
+        # what counts now, (accuracy, feasible) of trials that all score f1 0.5 of 0.8
+        (Goal(0.01), {(t.accuracy, t.feasible) for t in TRIALS}),
+        (Goal(0.01, metric="f1"), {(0.5, False)}),
+        (Goal(0.01, others={"f1": Goal(0.1)}), {(t.accuracy, False) for t in TRIALS}),
+        (Goal(0.01, objectives={"latency": 1, "memory": 1}), {(t.accuracy, False) for t in TRIALS if not t.feasible}),
+    ],
+    ids=["the same", "another metric", "one more metric", "memory, which no trial measured"],
+)
+def test_what_the_goal_of_this_run_counts_decides(goal: Goal, found: set[tuple[float, bool]]) -> None:
+    header = replace(HEADER, baseline=replace(HEADER.baseline, metrics={"accuracy": 0.9, "f1": 0.8}))
+    changes = [{"metrics": {"accuracy": t.accuracy, "f1": 0.5}, "memory_ratio": None} for t in TRIALS]
+    entries = [replace(e, record=replace(e.record, **c)) for e, c in zip(ENTRIES, changes, strict=True)]
+    start = gather([Run(Path("earlier"), header, tuple(entries))], header, HERE, SPACE, goal)
+    assert {(entry.record.accuracy, entry.record.feasible) for entry in start.entries} == found
+    assert begun(goal=Goal(0.01, metric="f1")).entries == ()  # where it wasn't kept, all is measured anew
 
 
 def test_what_the_space_forbids_now_does_not_win_by_an_old_result() -> None:

@@ -25,7 +25,9 @@ def conductor(
     sim: Simulation, inner: Searcher | str = "auto", trials: int = 40, seed: int = 0, **kwargs: Any
 ) -> Conductor:
     space = sim.space()
-    searcher = strategies.get(inner).bind(space, sim.goal, trials, seed) if isinstance(inner, str) else inner
+    searcher = (
+        strategies.get(inner).bind(space, sim.goal, trials, seed, costs=sim.costs) if isinstance(inner, str) else inner
+    )
     return Conductor(searcher, space, sim.goal, trials, **kwargs)
 
 
@@ -292,21 +294,32 @@ def test_known_results_are_no_plateau() -> None:
 
 
 @pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])
-@pytest.mark.parametrize("slots", [1, 3])
-def test_a_killed_run_with_a_warm_start_goes_on_as_if_it_had_not_been(name: str, slots: int) -> None:
+def test_every_strategy_is_resumed_after_a_warm_start(name: str) -> None:
+    sim = Simulation(seed=3)
+    start = started(sim, known=3)
+    whole = conductor(sim, name, trials=8, warm_start=start)
+    part = drive(whole, sim, stop_after=3 + 6)
+    resumed = conductor(sim, name, trials=8, warm_start=start)
+    resumed.replay(part)
+    drive(whole, sim)
+    drive(resumed, sim)
+    assert tried(resumed) == tried(whole)
+
+
+@pytest.mark.parametrize("ended", [1, 2, 5])
+def test_a_run_killed_within_its_warm_start_goes_on_with_the_rest_of_it(ended: int) -> None:
     sim = Simulation(seed=3)
     start = started(sim)
-    whole = conductor(sim, name, trials=12, warm_start=start)
-    drive(whole, sim, slots=slots)
-    for ended in (1, 8):  # among the recipes of the warm start, and among those of the strategy
-        part = drive(conductor(sim, name, trials=12, warm_start=start), sim, slots=slots, stop_after=6 + ended)
-        resumed = conductor(sim, name, trials=12, warm_start=start)
-        resumed.replay(part)
-        drive(resumed, sim, slots=slots)
-        assert len(set(tried(resumed))) == len(tried(resumed))  # nothing runs twice
-        assert tried(resumed)[: 6 + ended] == tried(whole)[: 6 + ended]
-        if slots == 1:
-            assert tried(resumed) == tried(whole)
+    part = drive(conductor(sim, warm_start=start), sim, slots=3, stop_after=6 + ended)
+    resumed = conductor(sim, warm_start=start)
+    resumed.replay(part)
+    drive(resumed, sim, slots=3, stop_after=6 + 8)
+    assert tried(resumed)[6:9] == digests_of(start)
+    assert len(set(tried(resumed))) == len(tried(resumed))  # nothing runs twice
+
+
+def digests_of(start: WarmStart) -> list[str]:
+    return [recipe.digest for recipe in start.recipes]
 
 
 def test_a_barrier_holds_back_until_all_ended() -> None:
