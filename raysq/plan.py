@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from raysq.recipe import Approach, OpConfig, Recipe, Rounding, TensorConfig, Tra
 from raysq.weight import channel_axis, weight_of, weight_params
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from raysq.kernels.base import Source
 
 __all__ = ["CallPlan", "Planner"]
@@ -63,10 +66,20 @@ class Planner:
         self._graph = source.graph
         self._stats = source.stats
         self._multipliers = source.multipliers
-        self._weights = {n: p.detach().numpy() for n, p in source.model.named_parameters(remove_duplicate=False)}
+        self._weights = _weights(source.model)
         self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
         self._weight_cache: dict[tuple[object, ...], QParams] = {}
         self._adaptations: dict[tuple[object, ...], tuple[Floats | None, Floats | None]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Planner:
+        return self  # it changes in what it remembers only
+
+    def with_weights(self, model: nn.Module) -> Planner:
+        """Return a planner of the same activations for a model whose weights are others by now."""
+        other = copy.copy(self)
+        other._weights = _weights(model)
+        other._weight_cache, other._adaptations = {}, {}
+        return other
 
     def plan(self, recipe: Recipe, left_in_float: Mapping[str, str] | None = None) -> dict[str, CallPlan]:
         """Return the plan of every call of the graph; calls named in `left_in_float` stay there, for its reason."""
@@ -199,6 +212,10 @@ class Planner:
             weight = weight_of(call, self._weights[name])
             self._weight_cache[key] = weight_params(weight, config, channel_axis(call))
         return self._weight_cache[key]
+
+
+def _weights(model: nn.Module) -> dict[str, Floats]:
+    return {n: p.detach().numpy() for n, p in model.named_parameters(remove_duplicate=False)}
 
 
 def _runs_int8(plan: CallPlan) -> bool:
