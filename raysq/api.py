@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from raysq import evaluation, fingerprint, logs
+from raysq import evaluation, fingerprint, logs, qat
 from raysq.baseline import measure
 from raysq.conclusion import conclude
 from raysq.deployed import Deployed
@@ -72,6 +72,7 @@ def tune(
     latency: Latency | None = None,
     smoothing: Smoothing | bool | None = None,
     workers: Workers | None = None,
+    train_fn: qat.TrainFn | None = None,
 ) -> Result:
     """Find the int8 recipe that runs fastest on this CPU while accuracy stays within the tolerance.
 
@@ -85,7 +86,8 @@ def tune(
         strategy: a name from `raysq.strategies`, or a Ray Tune searcher.
         strategy_kwargs: arguments of a named strategy.
         backend: "ipex" or "reference"; None takes the fastest that can run here.
-        approach: "static", "dynamic" or "auto".
+        approach: "static", "dynamic", "auto", or "qat": static, of the model that `train_fn` has trained under the
+            default recipe.
         max_trials: trials at most, those of a resumed run included, >= 1.
         timeout_s: seconds the search may take, > 0; None for no limit.
         stop_at_first: end with the first recipe that meets the goal.
@@ -108,6 +110,8 @@ def tune(
         latency: budget of timings.
         smoothing: how the alphas of SmoothQuant are found; None: for each group, where it pays; False: none.
         workers: what a trial reserves, and how often a lost one is tried again.
+        train_fn: trains the module that it gets, which rounds as int8 will, in place; called once, in this process.
+            Without approach "qat" it is the last resort: if no recipe meets the goal, under the closest of them.
 
     Raises:
         InputError: an argument that can't be used, before any work.
@@ -122,6 +126,7 @@ def tune(
     latency, workers = latency or Latency(), workers or Workers()
     _check_limits(max_trials, timeout_s, max_concurrent_trials)
     evaluation.check(eval_fn)
+    qat.check(approach, train_fn, searching=True)
     searcher = _searcher(strategy, strategy_kwargs or {})
     path = _journal_path(storage_path, name, resume)
     sources = _sources(warm_start, resume)
@@ -131,7 +136,7 @@ def tune(
         model,
         calib,
         backend=backend,
-        approach=approach,
+        approach=qat.post_training(approach),
         example_inputs=example_inputs,
         latency_inputs=latency_inputs,
         num_threads=num_threads,
@@ -144,6 +149,8 @@ def tune(
     )
     engine = base.get(prepared.engine)
     prints = {**prepared.fingerprints, "evaluation": fingerprint.of_function(eval_fn)}
+    if train_fn is not None and approach == qat.QAT:  # all trials are of what it trains
+        prints["training"] = fingerprint.of_function(train_fn)
     arguments = {
         "goal": str(goal),
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
@@ -158,6 +165,7 @@ def tune(
     torch.set_num_threads(prepared.num_threads)
     try:
         from raysq.journal import Entry, Header, Journal
+        from raysq.trained import searched, train_once, with_last_resort
         from raysq.tuning import runner
         from raysq.warm_start import gather
 
@@ -170,9 +178,13 @@ def tune(
         else:
             journal, header, earlier = Journal.resume(path, prints)
             baseline = header.baseline
-        if hasattr(searcher, "bind"):
-            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source)
         with journal:
+            if train_fn is not None and approach == qat.QAT:
+                default = prepared.space.default()
+                source = train_once(prepared, default, train_fn, path.parent, again=not earlier)
+                prepared = searched(prepared, source)
+            if hasattr(searcher, "bind"):
+                searcher.bind(prepared.space, goal, max_trials, seed, prepared.source)
             trials = runner.run(
                 prepared,
                 eval_fn,
@@ -191,6 +203,8 @@ def tune(
                 callbacks=callbacks,
                 verbose=verbose,
             )
+        if train_fn is not None and approach != qat.QAT and not any(trial.feasible for trial in trials):
+            return with_last_resort(prepared, engine, eval_fn, baseline, goal, latency, trials, path, train_fn)
         return conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, path)
     finally:
         torch.set_num_threads(threads)
@@ -205,6 +219,7 @@ def quantize(
     *,
     example_inputs: Any = None,
     smoothing: Smoothing | bool | None = None,
+    train_fn: qat.TrainFn | None = None,
 ) -> Quantized:
     """Quantize without tuning: by a recipe, or by the default one.
 
@@ -213,18 +228,30 @@ def quantize(
         calib: calibration batches; None for approach "dynamic" with `example_inputs`.
         recipe: what runs how; None takes the default of the search space.
         backend: its name; None takes the fastest that can run here.
-        approach: "static", "dynamic" or "auto".
+        approach: "static", "dynamic", "auto", or "qat": static, after `train_fn`.
         example_inputs: what the model is traced with; default the first calibration batch.
         smoothing: how the alphas of the default recipe are found; None: for each group, where it pays; False: none.
+        train_fn: for approach "qat": trains the module that it gets, which rounds as int8 will, in place.
 
     Raises:
         InputError: what can't be used, and why.
+
+    Example:
+        >>> int8 = raysq.quantize(model, calib, approach="qat", train_fn=lambda m: fit(m, loader))  # doctest: +SKIP
     """
+    qat.check(approach, train_fn, searching=False)
     prepared = prepare(
-        model, calib, backend=backend, approach=approach, example_inputs=example_inputs, smoothing=smoothing
+        model,
+        calib,
+        backend=backend,
+        approach=qat.post_training(approach),
+        example_inputs=example_inputs,
+        smoothing=smoothing,
     )
-    chosen = recipe or prepared.space.default()
-    return Quantized.by(base.get(prepared.engine).build(prepared.source, chosen), chosen, prepared.left_in_float)
+    source, chosen = prepared.source, recipe or prepared.space.default()
+    if train_fn is not None:
+        source, chosen = qat.train(source, chosen, train_fn), qat.plain(chosen)
+    return Quantized.by(base.get(prepared.engine).build(source, chosen), chosen, prepared.left_in_float)
 
 
 def load(directory: str | Path) -> Deployed:

@@ -29,7 +29,7 @@ from raysq.sensitivities import MSE, rank
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
 from raysq.space import SearchSpace, build_space
 
-__all__ = ["Prepared", "as_call", "machine", "prepare", "resolve"]
+__all__ = ["Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def prepare(
         searched, build_s = probed.space, probed.build_s
         left_in_float |= probed.left_in_float
         if stats is not None:
-            searched = _ranked(_smoothed(searched, source, smoothing, capabilities), source)
+            searched = ranked(_smoothed(searched, source, smoothing, capabilities), source)
     latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else as_call(latency_inputs)
     return Prepared(
         source=source,
@@ -208,7 +208,7 @@ def _smoothed(
     return replace(space, model=model)
 
 
-def _ranked(space: SearchSpace, source: Source) -> SearchSpace:
+def ranked(space: SearchSpace, source: Source) -> SearchSpace:
     """Return the space with its calls ranked by what int8 costs them in its default recipe, as statistics tell."""
     sensitivity = MSE()
     return space.with_ranking(sensitivity.name, rank(sensitivity.scores(source, space.default())))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from uneven_digits import accuracy, batches, coarse, fit, trained_net
 
+import raysq
 from raysq import qat
 from raysq.arithmetic import Grid, qparams
-from raysq.errors import BackendError, ModelError, OptionError, ResumeError
+from raysq.errors import BackendError, ModelError, OptionError
 from raysq.inspection import deployable
 from raysq.kernels import base
 from raysq.kernels.reference import Numerics
@@ -39,6 +40,14 @@ class Net(nn.Module):
         h = self.lstm(h)[0]
         h = h + self.fc(self.drop(h)).relu_()
         return {"logits": self.out(h.mean(1)) * scale, "gram": torch.matmul(h, h.transpose(1, 2))}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def source(model: nn.Module, *inputs: torch.Tensor) -> base.Source:
@@ -203,17 +212,27 @@ def test_what_training_may_not_leave(train_fn: qat.TrainFn, error: type[Exceptio
         qat.train(of, recipe, train_fn)
 
 
-def test_trained_weights_survive_on_disk(tmp_path: Path) -> None:
-    _, of, recipe = made()
-    path = tmp_path / "trained.pt"
-    assert qat.resumed(path, of, recipe, {}) is None
-    trained = qat.train(of, recipe, steps(3))
-    qat.save(path, trained, {"recipe": "a"})
-    again = qat.resumed(path, of, recipe, {"recipe": "a"})
-    assert again is not None
-    assert torch.equal(again.model(*of.args)["logits"], trained.model(*of.args)["logits"])
-    with pytest.raises(ResumeError, match="another recipe"):
-        qat.resumed(path, of, recipe, {"recipe": "b"})
-    path.write_bytes(b"torn")
-    with pytest.raises(ResumeError, match="can't be read"):
-        qat.resumed(path, of, recipe, {"recipe": "a"})
+def test_training_wins_back_what_quantization_after_training_loses() -> None:
+    model, calib = trained_net(), batches(300)
+    prepared = raysq.prepare(model, calib, backend="reference", smoothing=False)
+    recipe = coarse(prepared.space.default())
+    static = raysq.quantize(model, calib, recipe, backend="reference")
+    trained = raysq.quantize(model, calib, recipe, backend="reference", approach="qat", train_fn=fit(15))
+    # 0.92 in fp32, 0.52 and 0.90 when written: the seeds are fixed, torch's versions may differ by a point or two
+    assert accuracy(static) < accuracy(model) - 0.3
+    assert accuracy(trained) > accuracy(static) + 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"approach": "qat"}, "`train_fn=fn`"),
+        ({"approach": "qat", "train_fn": 3}, "function of one argument"),
+        ({"approach": "static", "train_fn": steps(1)}, 'Pass `approach="qat"`'),
+        ({"approach": "qta"}, "known are"),
+    ],
+    ids=["no loop", "a number", "never called", "misspelt"],
+)
+def test_a_loop_is_asked_for_where_it_is_needed(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        raysq.quantize(nn.Linear(4, 4), [torch.randn(2, 4)], backend="reference", **arguments)

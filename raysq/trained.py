@@ -1,0 +1,163 @@
+"""A trained model in a search: its weights beside the journal, its space, and training as the last resort."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from raysq import evaluation, fingerprint, qat
+from raysq.conclusion import conclude
+from raysq.errors import NoFeasibleRecipe, ResumeError, StorageError
+from raysq.goal import Goal
+from raysq.model_choices import ModelChoices
+from raysq.options import Latency
+from raysq.prepared import Prepared, ranked
+from raysq.recipe import Recipe, Rounding
+from raysq.result import Baseline, Result, TrialRecord
+from raysq.space import SearchSpace
+
+if TYPE_CHECKING:
+    from raysq.kernels.base import Backend, Source
+
+__all__ = ["LABEL", "searched", "train_once", "with_last_resort"]
+
+LABEL = "quantization-aware training"
+
+log = logging.getLogger("raysq")
+
+
+def train_once(prepared: Prepared, recipe: Recipe, train_fn: qat.TrainFn, run: Path, *, again: bool = True) -> Source:
+    """Train under a recipe, or take the weights that an earlier part of this run left; see `qat.train`.
+
+    Args:
+        prepared: the model.
+        recipe: which calls are rounded and how.
+        train_fn: the training loop.
+        run: the run's directory.
+        again: whether it may be trained where no weights were left.
+
+    Raises:
+        ResumeError: the weights can't be read, or there are none though there were.
+        StorageError: they can't be written.
+    """
+    path = run / f"trained-{recipe.digest}.pt"
+    about = {**prepared.fingerprints, "training": fingerprint.of_function(train_fn)}
+    found = _saved(path, prepared.source, recipe, about)
+    if found is not None:
+        return found
+    if not again:
+        raise ResumeError(f"{path} is gone, without which its trials can't be told. Start a new run, without `resume`.")
+    trained = qat.train(prepared.source, recipe, train_fn)
+    _save(path, trained, about)
+    return trained
+
+
+def _save(path: Path, trained: Source, about: Mapping[str, str]) -> None:
+    part = path.with_suffix(".part")
+    try:
+        torch.save({"about": dict(about), "weights": trained.model.state_dict()}, part)
+        part.replace(path)  # whole or not at all
+    except (OSError, RuntimeError) as exc:  # torch raises RuntimeError where the directory is gone
+        raise StorageError(f"can't write {path}: {exc}") from exc
+
+
+def _saved(path: Path, source: Source, recipe: Recipe, about: Mapping[str, str]) -> Source | None:
+    """Return what was trained in an earlier part of the run, None if that ended before or trained something else."""
+    if not path.exists():
+        return None
+    scaled = source.under(recipe)
+    model = copy.deepcopy(scaled.model)
+    try:
+        saved = torch.load(path, weights_only=True)
+        if saved["about"] != about:
+            return None
+        model.load_state_dict(saved["weights"])
+    except Exception as exc:
+        raise ResumeError(f"{path} can't be read: {exc}. Remove it to train again.") from exc
+    return qat.deployed(scaled, model)
+
+
+def searched(prepared: Prepared, trained: Source) -> Prepared:
+    """Return the search of a trained model, whose default recipe is what was trained.
+
+    It holds neither smoothing nor transforms nor adaptive rounding: weights have learned the grid that they are on.
+    """
+    space = prepared.space
+    nearest = {
+        configs: tuple(dict.fromkeys(replace(c, rounding=Rounding.NEAREST) for c in configs))
+        for configs in space.options.values()
+    }
+    options = {name: nearest[configs] for name, configs in space.options.items()}
+    space = replace(space, options=options, model=ModelChoices())
+    return replace(prepared, source=trained, space=ranked(space, trained))
+
+
+def with_last_resort(
+    prepared: Prepared,
+    engine: Backend,
+    eval_fn: evaluation.EvalFn,
+    baseline: Baseline,
+    goal: Goal,
+    latency: Latency,
+    trials: Sequence[TrialRecord],
+    journal: Path,
+    train_fn: qat.TrainFn,
+) -> Result:
+    """Conclude a search in which nothing passed: train under the closest recipe, and take that if it is closer.
+
+    The trained model is one more trial of the result. The journal doesn't have it, as its lines are about the model
+    that was given; a resumed run has its weights.
+
+    Raises:
+        NoFeasibleRecipe: it doesn't meet the goal either.
+        EvaluationError: no trial could be scored.
+    """
+    scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
+    if not scored:
+        return conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, journal)
+    closest = min(scored, key=lambda t: t.loss)
+    log.info("nothing met the goal: training under the closest recipe, which loses %.4g", closest.loss)
+    source = train_once(prepared, closest.recipe, train_fn, journal.parent)
+    only = SearchSpace(source.graph, {n: (c,) for n, c in qat.plain(closest.recipe).ops.items()})
+    trained = replace(prepared, source=source, space=only)
+    trial = _tried(trained, engine, eval_fn, baseline, goal, latency, len(trials))
+    better = trial.feasible or trial.loss < closest.loss
+    of, concluded = (trained, [trial]) if better else (prepared, trials)
+    every = (*trials, trial)
+    try:
+        result = conclude(of, engine, eval_fn, baseline, goal, latency, concluded, journal)
+    except NoFeasibleRecipe as exc:
+        raise NoFeasibleRecipe(
+            f"neither a recipe in {len(trials)} trials nor training under the closest of them met the goal ({goal}); "
+            f"the closest loses {exc.result.accuracy_drop:.4g}. It is in this error's `result`. Train for longer, or "
+            "allow a larger tolerance.",
+            replace(exc.result, trials=every),
+        ) from None
+    return replace(result, trials=every)
+
+
+def _tried(
+    trained: Prepared,
+    engine: Backend,
+    eval_fn: evaluation.EvalFn,
+    baseline: Baseline,
+    goal: Goal,
+    latency: Latency,
+    number: int,
+) -> TrialRecord:
+    """Build, score and time a model that has one recipe, in this process."""
+    from raysq.tuning.records import record
+    from raysq.tuning.worker import Job, Worker
+
+    worker = Worker(Job(trained, eval_fn, goal, latency, baseline), engine)
+    worker.begin({"label": LABEL})
+    report = worker.advance()
+    if report["feasible"]:
+        report = worker.advance()
+    return record(number, {}, report)
