@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,19 +164,19 @@ def tune(
     torch.set_num_threads(prepared.num_threads)
     try:
         from raysq.journal import Entry, Header, Journal
-        from raysq.trained import searched, train_once, with_last_resort
+        from raysq.trained import learned_space, searched, train_once, with_last_resort
         from raysq.tuning import runner
         from raysq.warm_start import gather
 
         if resume is None:
             baseline = measure(prepared, engine, evaluating(model), eval_fn, goal, latency)
             header = Header(prints, arguments, _versions(), prepared.engine, baseline)
-            spared = gather(sources, header, prepared.environment, prepared.space, goal)
-            header = replace(header, warm_start=spared)
+            tried = learned_space(prepared.space) if approach == qat.QAT else prepared.space
+            header = gather(sources, header, prepared.environment, tried, goal)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
             journal, header, earlier = Journal.resume(path, prints)
-            baseline = header.baseline
+        baseline = header.baseline
         with journal:
             if train_fn is not None and approach == qat.QAT:
                 default = prepared.space.default()

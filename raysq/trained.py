@@ -25,7 +25,7 @@ from raysq.space import SearchSpace
 if TYPE_CHECKING:
     from raysq.kernels.base import Backend, Source
 
-__all__ = ["LABEL", "searched", "train_once", "with_last_resort"]
+__all__ = ["LABEL", "learned_space", "searched", "train_once", "with_last_resort"]
 
 LABEL = "quantization-aware training"
 
@@ -84,18 +84,21 @@ def _saved(path: Path, source: Source, recipe: Recipe, about: Mapping[str, str])
 
 
 def searched(prepared: Prepared, trained: Source) -> Prepared:
-    """Return the search of a trained model, whose default recipe is what was trained.
+    """Return the search of a trained model, whose default recipe is what was trained."""
+    return replace(prepared, source=trained, space=ranked(learned_space(prepared.space), trained))
+
+
+def learned_space(space: SearchSpace) -> SearchSpace:
+    """Return what may be tried of a model after training, of a space from before.
 
     It holds neither smoothing nor transforms nor adaptive rounding: weights have learned the grid that they are on.
     """
-    space = prepared.space
     nearest = {
         configs: tuple(dict.fromkeys(replace(c, rounding=Rounding.NEAREST) for c in configs))
         for configs in space.options.values()
     }
     options = {name: nearest[configs] for name, configs in space.options.items()}
-    space = replace(space, options=options, model=ModelChoices())
-    return replace(prepared, source=trained, space=ranked(space, trained))
+    return replace(space, options=options, model=ModelChoices())
 
 
 def with_last_resort(

@@ -23,6 +23,7 @@ __all__ = ["Run", "gather", "read"]
 
 MOST = 5  # recipes of a run that are tried first: a tenth of the default budget
 FEW = 5  # calls that a message names
+TIE = 1.05  # fp32 forms within this of the fastest are as fast: by chance one or the other wins
 KERNELS = ("raysq", "torch", "intel-extension-for-pytorch")  # whose versions decide what a recipe runs as
 
 
@@ -94,12 +95,13 @@ def _run(path: Path) -> Run:
 
 def gather(
     sources: Sequence[Source], present: Header, environment: Mapping[str, Any], space: SearchSpace, goal: Goal
-) -> WarmStart:
-    """Return what sources spare a run.
+) -> Header:
+    """Return the header of a run with what sources spare it.
 
     A run of the same model, calibration data and evaluation, on the same backend, in the same versions, with an equal
-    baseline, gives results, judged by the present goal: those that were timed on such a CPU with as many threads, and
-    those that needn't be timed. Of all else come recipes, as close as the space has them, those of a run by promise:
+    fp32 score, gives results unless it trained the model, judged by the present goal: those that were timed on such a CPU with as many threads, and
+    those that needn't be timed. This run is then measured against the same fp32 form, if that is as fast as any; if it
+    isn't, nothing is comparable. Of all else come recipes, as close as the space has them, those of a run by promise:
     the feasible by latency, then the closest to its goal.
 
     Args:
@@ -112,12 +114,14 @@ def gather(
     Raises:
         ResumeError: a source has nothing in common with the space.
     """
+    comparable = [s for s in sources if isinstance(s, Run) and _scores_alike(s.header, present, goal)]
+    baseline = next((b for s in comparable if (b := _against(s.header.baseline, present.baseline))), present.baseline)
     known: dict[str, Entry] = {}
     first: dict[Recipe, None] = {}
     for source in sources:
         settled = {}
-        if isinstance(source, Run) and _comparable(source.header, present, goal):
-            settled = _settled(source.entries, present.baseline, environment, space, goal)
+        if isinstance(source, Run) and source in comparable and source.header.baseline.form == baseline.form:
+            settled = _settled(source.entries, baseline, environment, space, goal)
         recipes = [source] if isinstance(source, Recipe) else _promising(source.entries, settled)
         found = dict.fromkeys(filter(None, (adapted(recipe, space) for recipe in recipes)))
         if not settled and not found:
@@ -130,21 +134,30 @@ def gather(
         first.update(islice(found.items(), MOST))
     numbered = enumerate(known.values(), -len(known))  # below 0: this run counts its own from 0
     entries = tuple(replace(entry, record=replace(entry.record, trial=number)) for number, entry in numbered)
-    return WarmStart(entries, tuple(recipe for recipe in first if recipe.digest not in known))
+    recipes = tuple(recipe for recipe in first if recipe.digest not in known)
+    return replace(present, baseline=baseline, warm_start=WarmStart(entries, recipes))
 
 
-def _comparable(earlier: Header, present: Header, goal: Goal) -> bool:
-    """Whether a recipe scores the same in both runs, and the ratios of latency are to the same."""
+def _against(earlier: Baseline, present: Baseline) -> Baseline | None:
+    """Return the present baseline with the fp32 form of an earlier one; None if that is slower than the fastest."""
+    latency_ms = present.forms_ms.get(earlier.form)
+    if latency_ms is None or latency_ms > TIE * present.latency_ms:
+        return None
+    return replace(present, form=earlier.form, latency_ms=latency_ms, size_bytes=earlier.size_bytes)
+
+
+def _scores_alike(earlier: Header, present: Header, goal: Goal) -> bool:
+    """Whether a recipe scores the same in both runs, and is timed with the same inputs."""
     there, here = (_score(header.baseline.metrics, goal) for header in (earlier, present))
     if there is None or here is None:
         return False
     return (
         all(there.metrics[name] == here.metrics[name] for name in (here.primary, *goal.others))  # else: other data
         and earlier.fingerprints == present.fingerprints
+        and "training" not in present.fingerprints  # no two trainings need give the same model
         and earlier.backend == present.backend
         and all(earlier.versions.get(name) == present.versions.get(name) for name in KERNELS)
         and earlier.arguments.get("latency_inputs") == present.arguments.get("latency_inputs")
-        and earlier.baseline.form == present.baseline.form
     )
 
 

@@ -22,6 +22,7 @@ import raysq
 from raysq import journal, strategies
 from raysq.errors import CalibrationError, EvaluationError, NoFeasibleRecipe
 from raysq.goal import Goal
+from raysq.kernels import reference
 from raysq.recipe import Precision
 from raysq.result import Stage
 from raysq.space import flatten
@@ -536,14 +537,20 @@ def test_infeasible_trials_are_not_timed(infeasible: NoFeasibleRecipe) -> None:
 
 
 @pytest.fixture(scope="module")
-def earlier(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> raysq.Result:
-    """A finished search of `mlp`."""
+def earlier(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[raysq.Result]:
+    """A finished search of `mlp`, and as long as it is used there is one fp32 form: chance decides between equals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference.Engine, "float_forms", lambda engine: ("jit",))
+        yield _earlier(tmp_path_factory.mktemp("earlier"))
+
+
+def _earlier(directory: Path) -> raysq.Result:
     given = {"tolerance": 0.1, "backend": "reference", "strategy": "random", "max_trials": 4}
     return raysq.tune(
         mlp(),
         [X[:128]],
         agreement(mlp()),
-        storage_path=tmp_path_factory.mktemp("earlier"),
+        storage_path=directory,
         name="run",
         **given,
         **QUICK,

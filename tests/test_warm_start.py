@@ -50,7 +50,7 @@ def begun(
     goal: Goal = SIM.goal,
 ) -> WarmStart:
     """Return what the run of HEADER takes from another."""
-    return gather([Run(Path("earlier"), header, entries)], HEADER, environment, space, goal)
+    return gather([Run(Path("earlier"), header, entries)], HEADER, environment, space, goal).warm_start
 
 
 def digests(recipes: Any) -> list[str]:
@@ -97,6 +97,24 @@ def test_a_run_of_something_else_gives_its_best_recipes(change: dict[str, Any]) 
     fastest = sorted((t for t in TRIALS if t.feasible), key=lambda t: t.latency_bound)
     assert start.entries == ()
     assert digests(start.recipes) == digests(t.recipe for t in fastest[:MOST])
+
+
+def test_of_a_trained_model_only_recipes_are_taken() -> None:
+    header = replace(HEADER, fingerprints={**HEADER.fingerprints, "training": "t"})
+    start = gather([Run(Path("earlier"), header, ENTRIES)], header, HERE, SPACE, SIM.goal).warm_start
+    assert start.entries == () and len(start.recipes) == MOST
+
+
+def test_a_run_is_measured_against_the_fp32_form_of_what_it_starts_from_if_that_is_as_fast() -> None:
+    other = replace(HEADER.baseline, form="jit", forms_ms={"ipex": 5.2, "jit": 5.0}, size_bytes=7)
+    earlier = Run(Path("earlier"), replace(HEADER, baseline=replace(HEADER.baseline, size_bytes=9)), ENTRIES)
+    same = gather([earlier], replace(HEADER, baseline=other), HERE, SPACE, SIM.goal)
+    assert (same.baseline.form, same.baseline.latency_ms, same.baseline.size_bytes) == ("ipex", 5.2, 9)
+    assert len(same.warm_start.entries) == len(ENTRIES)
+    faster = replace(HEADER, baseline=replace(other, forms_ms={"ipex": 5.5, "jit": 5.0}))
+    anew = gather([earlier], faster, HERE, SPACE, SIM.goal)
+    assert anew.baseline == faster.baseline
+    assert anew.warm_start.entries == () and len(anew.warm_start.recipes) == MOST
 
 
 def test_what_does_not_bear_on_results_may_differ() -> None:
@@ -149,7 +167,7 @@ def test_what_the_goal_of_this_run_counts_decides(goal: Goal, found: set[tuple[f
     header = replace(HEADER, baseline=replace(HEADER.baseline, metrics={"accuracy": 0.9, "f1": 0.8}))
     changes = [{"metrics": {"accuracy": t.accuracy, "f1": 0.5}, "memory_ratio": None} for t in TRIALS]
     entries = [replace(e, record=replace(e.record, **c)) for e, c in zip(ENTRIES, changes, strict=True)]
-    start = gather([Run(Path("earlier"), header, tuple(entries))], header, HERE, SPACE, goal)
+    start = gather([Run(Path("earlier"), header, tuple(entries))], header, HERE, SPACE, goal).warm_start
     assert {(entry.record.accuracy, entry.record.feasible) for entry in start.entries} == found
     assert begun(goal=Goal(0.01, metric="f1")).entries == ()  # where it wasn't kept, all is measured anew
 
@@ -171,7 +189,7 @@ def test_several_sources_add_up() -> None:
     other = replace(HEADER, backend="reference")
     recipe = SPACE.recipe({"linear": "float"})
     sources = [recipe, Run(Path("a"), HEADER, ENTRIES[:3]), Run(Path("b"), other, ENTRIES[1:6])]
-    start = gather(sources, HEADER, HERE, SPACE, SIM.goal)
+    start = gather(sources, HEADER, HERE, SPACE, SIM.goal).warm_start
     assert len(start.entries) == 3
     assert start.recipes[0] == recipe
     assert set(digests(start.recipes)).isdisjoint(known(start))  # what is known isn't tried
@@ -207,7 +225,7 @@ def test_recipes_are_read_from_files_directories_and_as_they_are(tmp_path: Path)
 
 def test_nothing_is_nothing() -> None:
     assert read(None) == ()
-    assert gather((), HEADER, HERE, SPACE, SIM.goal) == WarmStart()
+    assert gather((), HEADER, HERE, SPACE, SIM.goal) == HEADER
 
 
 def test_what_a_run_was_spared_it_passes_on(tmp_path: Path) -> None:
@@ -215,7 +233,7 @@ def test_what_a_run_was_spared_it_passes_on(tmp_path: Path) -> None:
     with Journal.create(tmp_path / "journal.jsonl", replace(HEADER, warm_start=spared)) as journal:
         journal.append(ENTRIES[7])
     (source,) = read(tmp_path)
-    start = gather([source], HEADER, HERE, SPACE, SIM.goal)
+    start = gather([source], HEADER, HERE, SPACE, SIM.goal).warm_start
     assert known(start) == digests(TRIALS[i].recipe for i in (0, 1, 2, 3, 4, 7))
 
 
@@ -259,5 +277,5 @@ def test_another_kind_of_value_is_refused(given: Any) -> None:
 
 def test_a_recipe_of_another_model_is_carried_over() -> None:
     recipe = Recipe({"blocks.0.fc1": OpConfig(Precision.INT8), "elsewhere": OpConfig(Precision.INT8)})
-    (first,) = gather([recipe], HEADER, HERE, SPACE, SIM.goal).recipes
+    (first,) = gather([recipe], HEADER, HERE, SPACE, SIM.goal).warm_start.recipes
     assert first.int8_calls == ("blocks.0.fc1",)
