@@ -122,8 +122,8 @@ def gather(
         settled = {}
         if isinstance(source, Run) and source in comparable and source.header.baseline.form == baseline.form:
             settled = _settled(source.entries, baseline, environment, space, goal)
-        recipes = [source] if isinstance(source, Recipe) else _promising(source.entries, settled)
-        found = dict.fromkeys(filter(None, (adapted(recipe, space) for recipe in recipes)))
+        promising = [source] if isinstance(source, Recipe) else _promising(source.entries, settled)
+        found = dict.fromkeys(filter(None, (adapted(recipe, space) for recipe in promising)))
         if not settled and not found:
             where = "the recipe" if isinstance(source, Recipe) else source.path
             raise ResumeError(
