@@ -99,10 +99,10 @@ def gather(
     """Return the header of a run with what sources spare it.
 
     A run of the same model, calibration data and evaluation, on the same backend, in the same versions, with an equal
-    fp32 score, gives results unless it trained the model, judged by the present goal: those that were timed on such a CPU with as many threads, and
-    those that needn't be timed. This run is then measured against the same fp32 form, if that is as fast as any; if it
-    isn't, nothing is comparable. Of all else come recipes, as close as the space has them, those of a run by promise:
-    the feasible by latency, then the closest to its goal.
+    fp32 score, gives results unless it trained the model. The present goal judges them; taken are those that were timed
+    on such a CPU with as many threads, and those that needn't be timed. This run is then measured against the same fp32
+    form, if that is as fast as any; if it isn't, nothing is comparable. Of all else come recipes, as close as the space
+    has them, those of a run by promise: the feasible by latency, then the closest to its goal.
 
     Args:
         sources: from `read`.
