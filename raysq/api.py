@@ -26,6 +26,7 @@ from raysq.quantized import Quantized
 from raysq.recipe import Recipe
 from raysq.result import Result
 from raysq.space import SearchSpace
+from raysq.switches import Switches, read_switches
 
 if TYPE_CHECKING:
     from raysq.tuning.trial import QuantTrial
@@ -56,6 +57,7 @@ def tune(
     space: SearchSpace | str | None = None,
     op_type_dict: Mapping[str, Any] | None = None,
     op_name_dict: Mapping[str, Any] | None = None,
+    switches: Switches | None = None,
     example_inputs: Any = None,
     latency_inputs: Any = None,
     num_threads: int | None = None,
@@ -93,6 +95,7 @@ def tune(
         space: a `SearchSpace`, or the path of a YAML description, to search instead of the default.
         op_type_dict: narrows the space by op type, in INC's spelling.
         op_name_dict: narrows it by call name.
+        switches: name to True (on in every recipe), False (off) or None (tuned), see `raysq.switches`.
         example_inputs: what the model is traced with; default the first calibration batch.
         latency_inputs: what is timed; default the example inputs.
         num_threads: threads of deployment; default the physical cores.
@@ -124,6 +127,7 @@ def tune(
     goal = goal or Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
     latency, workers = latency or Latency(), workers or Workers()
     _check_limits(max_trials, timeout_s, max_concurrent_trials)
+    switches = read_switches(switches)
     evaluation.check(eval_fn)
     qat.check(approach, train_fn, searching=True)
     searcher = _searcher(strategy, strategy_kwargs or {})
@@ -142,6 +146,7 @@ def tune(
         space=space,
         op_type_dict=op_type_dict,
         op_name_dict=op_name_dict,
+        switches=switches,
         smoothing=smoothing,
         seed=seed,
         called=lambda: evaluation.first_call(eval_fn, evaluating(model), goal),
@@ -155,6 +160,7 @@ def tune(
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
         "approach": approach,
         "smoothing": str(smoothing),
+        "switches": switches,
         "max_trials": max_trials,
         "seed": seed,
         "num_threads": prepared.num_threads,
@@ -219,6 +225,7 @@ def quantize(
     example_inputs: Any = None,
     smoothing: Smoothing | bool | None = None,
     train_fn: qat.TrainFn | None = None,
+    switches: Switches | None = None,
 ) -> Quantized:
     """Quantize without tuning: by a recipe, or by the default one.
 
@@ -231,6 +238,7 @@ def quantize(
         example_inputs: what the model is traced with; default the first calibration batch.
         smoothing: how the alphas of the default recipe are found; None: for each group, where it pays; False: none.
         train_fn: for approach "qat": trains the module that it gets, which rounds as int8 will, in place.
+        switches: name to True or False, for the default recipe, see `raysq.switches`.
 
     Raises:
         InputError: what can't be used, and why.
@@ -239,6 +247,8 @@ def quantize(
         >>> int8 = raysq.quantize(model, calib, approach="qat", train_fn=lambda m: fit(m, loader))  # doctest: +SKIP
     """
     qat.check(approach, train_fn, searching=False)
+    if recipe is not None and switches:
+        raise OptionError("`switches` are about the default recipe, and would have no effect on the one that is given.")
     prepared = prepare(
         model,
         calib,
@@ -246,6 +256,7 @@ def quantize(
         approach=qat.post_training(approach),
         example_inputs=example_inputs,
         smoothing=smoothing,
+        switches=switches,
     )
     source, chosen = prepared.source, recipe or prepared.space.default()
     if train_fn is not None:

@@ -28,6 +28,7 @@ from raysq.recipe import Precision
 from raysq.sensitivities import MSE, rank
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
 from raysq.space import SearchSpace, build_space
+from raysq.switches import Switches, read_switches, with_switches
 
 __all__ = ["Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
 
@@ -100,6 +101,7 @@ def prepare(
     op_type_dict: Mapping[str, Any] | None = None,
     op_name_dict: Mapping[str, Any] | None = None,
     smoothing: Smoothing | bool | None = None,
+    switches: Switches | None = None,
     seed: int = 0,
     called: Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]] | None] | None = None,
 ) -> Prepared:
@@ -117,6 +119,7 @@ def prepare(
         op_type_dict: rules by type, in INC's spelling.
         op_name_dict: rules by name.
         smoothing: how alphas are found; None or True: for each group by its error, where that pays; False: none.
+        switches: name to True (on in every recipe), False (off) or None (tuned), see `raysq.switches`.
         seed: of the sampled rows and items.
         called: returns the (positional, keyword) inputs that the evaluation calls the model with, None if it doesn't;
             where these are other arguments than calibration gives it (labels, no mask), they are the default example.
@@ -132,6 +135,10 @@ def prepare(
         raise OptionError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
     if not isinstance(smoothing, Smoothing | bool | None):
         raise OptionError(f"`smoothing` must be a raysq.Smoothing, True, False or None, got {smoothing!r}.")
+    switches = read_switches(switches)
+    smooth = switches.get("smooth_quant")
+    if smooth is not None and smoothing is not None and smooth == (smoothing is False):
+        raise OptionError(f"`smoothing`={smoothing!r} and switch 'smooth_quant' contradict each other. Leave one out.")
     engine = base.get(backend) if backend else base.available()
     if calib is None and (approach != "dynamic" or example_inputs is None):
         raise CalibrationError('`calib` may be None for approach="dynamic" with `example_inputs` only.')
@@ -172,7 +179,9 @@ def prepare(
         searched, build_s = probed.space, probed.build_s
         left_in_float |= probed.left_in_float
         if stats is not None:
+            smoothing = False if smooth is False else smoothing
             searched = ranked(_smoothed(searched, source, smoothing, capabilities), source)
+    searched = with_switches(searched, switches)
     latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else as_call(latency_inputs)
     return Prepared(
         source=source,

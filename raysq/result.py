@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from raysq.goal import Objective
+from raysq.impact import Impact, impacts
 from raysq.quantized import write
 from raysq.recipe import Precision, Recipe
 
@@ -289,6 +290,17 @@ class Result:
         points = timed[columns].to_numpy()
         beaten = [bool(((points <= point).all(1) & (points < point).any(1)).any()) for point in points]
         return timed.loc[[not b for b in beaten]].sort_values(columns)
+
+    def impacts(self) -> pd.DataFrame:
+        """Return what single calls gained by being float, the largest gain first; empty where no two trials tell.
+
+        A row per call and float type: its `accuracy_drop` in float, and its `gain`, by how much less that is than with
+        it in int8. Strategies with a stage for it, such as `basic`, tell this of many calls.
+        """
+        import pandas as pd
+
+        rows = [asdict(impact) for impact in impacts(self.trials)]
+        return pd.DataFrame(rows, columns=[f.name for f in fields(Impact)])
 
     def save(self, directory: str | Path) -> None:
         """Write model.pt, signature.json, recipe.json and trials.csv; `raysq.load` reads them.

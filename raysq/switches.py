@@ -25,7 +25,7 @@ from raysq.recipe import Rounding, Transform
 from raysq.space import SearchSpace
 from raysq.spelling import spell
 
-__all__ = ["ALL", "Switch", "Switches", "fixed", "free", "parse"]
+__all__ = ["ALL", "Switch", "Switches", "free_switches", "read_switches", "with_switches"]
 
 Switches = Mapping[str, bool | None]  # None leaves a switch to the search
 
@@ -65,7 +65,7 @@ class Switch:
     narrow: Callable[[SearchSpace, bool], SearchSpace]
 
 
-def parse(given: object) -> dict[str, bool | None]:
+def read_switches(given: object) -> dict[str, bool | None]:
     """Return switches by raysq's names; INC's are understood.
 
     Raises:
@@ -90,12 +90,12 @@ def parse(given: object) -> dict[str, bool | None]:
     return found
 
 
-def fixed(space: SearchSpace, switches: Switches) -> SearchSpace:
+def with_switches(space: SearchSpace, switches: Switches) -> SearchSpace:
     """Return the space in which switches are on or off in every recipe; a `UserWarning` names those without effect.
 
     Args:
         space: what may be tried.
-        switches: by name, as `parse` returns them.
+        switches: by name, as `read_switches` returns them.
 
     Raises:
         SpaceError: nothing would be left in int8.
@@ -110,7 +110,7 @@ def fixed(space: SearchSpace, switches: Switches) -> SearchSpace:
     return space
 
 
-def free(space: SearchSpace) -> dict[str, Switch]:
+def free_switches(space: SearchSpace) -> dict[str, Switch]:
     """Return the switches that may be on or off in a space, by name: not those that are fixed, or have no effect."""
     return {switch.name: switch for switch in ALL if _is_free(switch, space)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import ClassVar
 
-from raysq import switches
 from raysq.recipe import Recipe
 from raysq.strategies import stages
 from raysq.strategies.base import Barrier, History, Proposal, Strategy
@@ -22,6 +21,7 @@ from raysq.strategies.fallback import (
 )
 from raysq.strategies.moves import framework_default, rankings
 from raysq.strategies.stages import together
+from raysq.switches import free_switches
 
 __all__ = ["Basic"]
 
@@ -74,7 +74,7 @@ class Basic(Strategy):
         """Yield stages 1 to 6; return what lost least."""
         space = self.space
         half = -(-self.max_trials // 2)
-        last = len(switches.free(space))
+        last = len(free_switches(space))
         tried = yield from stages.alphas(space, history, half)
         start = stages.least(history, tried or [space.default()])
         tried += yield from together([Proposal(framework_default(space), "framework default")], history, half)
@@ -95,7 +95,7 @@ class Basic(Strategy):
         space = self.space
         calls = candidates(space, base)
         ranked = [call for call in next(iter(rankings(space).values())) if call in calls]
-        for precision, until in turns(space, len(calls), self.max_trials):
+        for precision, until in turns(space, history, len(calls), self.max_trials):
             spare = until - bisecting(len(calls))
             blocks = each_block(space, base, precision, self.blocks, ranked)
             yield from together(blocks, history, (history.proposed + spare) // 2)

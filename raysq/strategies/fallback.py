@@ -43,13 +43,16 @@ def bisecting(calls: int) -> int:
     return max(calls - 1, 0).bit_length()
 
 
-def turns(space: SearchSpace, calls: int, max_trials: int) -> list[tuple[Precision, int]]:
-    """Return the float types, the default first, each with how many trials the search may have made after its turn.
+def turns(space: SearchSpace, history: History, calls: int, max_trials: int) -> Iterator[tuple[Precision, int]]:
+    """Yield the float types, the default first, each with how many trials the search may have made after its turn.
 
-    The first has all but what the others need to bisect the list of calls.
+    Each leaves what the later ones need to bisect the list of calls, unless it couldn't do so itself then.
     """
+    enough = bisecting(calls)
     precisions = float_precisions(space)
-    return [(p, max_trials - bisecting(calls) * (len(precisions) - i)) for i, p in enumerate(precisions, start=1)]
+    for later, precision in zip(reversed(range(len(precisions))), precisions, strict=True):
+        until = max_trials - enough * later
+        yield precision, until if until - history.proposed >= enough else max_trials
 
 
 def check_blocks(blocks: Blocks | None) -> None:
@@ -162,7 +165,7 @@ def in_order(
     """
     may = candidates(space, base)
     calls = [call for call in order if call in may]
-    for precision, until in turns(space, len(calls), max_trials):
+    for precision, until in turns(space, history, len(calls), max_trials):
         yield from accumulated(space, history, base, precision, calls, until, name)
         if history.best is not None:
             return

@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import reduce
 from itertools import combinations, product
 
-from raysq import switches
 from raysq.errors import SpaceError
 from raysq.features import FEATURES
 from raysq.recipe import Approach, Recipe
 from raysq.space import SearchSpace
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal
 from raysq.strategies.moves import with_choices, within
+from raysq.switches import free_switches
 
 __all__ = ["Stage", "all_switches", "alphas", "dynamic", "every_switch", "least", "model_wise", "op_types", "together"]
 
@@ -89,7 +89,7 @@ def dynamic(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:
 
 def all_switches(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:
     """Yield the recipe with every switch on that isn't fixed; nothing where all are, or none would leave int8."""
-    free = switches.free(space).values()
+    free = free_switches(space).values()
     try:
         on = reduce(lambda narrowed, switch: switch.narrow(narrowed, True), free, space)
     except SpaceError:
@@ -100,7 +100,7 @@ def all_switches(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:
 
 def every_switch(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:
     """Yield the recipe with each switch turned by itself: on, or off where it is on."""
-    for name, switch in switches.free(space).items():
+    for name, switch in free_switches(space).items():
         on, off = (within(switch.narrow(space, value), recipe) for value in (True, False))
         yield Proposal(on, name) if on != recipe else Proposal(off, f"no {name}")
 
