@@ -95,12 +95,13 @@ def reordered(
     configs: tuple[OpConfig, ...], classify: Callable[[OpConfig], str | None], values: Sequence[Value]
 ) -> tuple[OpConfig, ...]:
     """Keep the options that have one of the values, in their order; those that the dimension is not about stay."""
-    about = [config for config in configs if classify(config) is not None]
-    kept = sorted((c for c in about if classify(c) in values), key=lambda c: values.index(str(classify(c))))
+    kinds = [classify(config) for config in configs]
+    kept = [config for config, kind in zip(configs, kinds, strict=True) if kind in values and kind is not None]
     if not kept:
         return configs
+    kept.sort(key=lambda config: values.index(str(classify(config))))
     replacements = iter(kept)
-    merged = [next(replacements, None) if config in about else config for config in configs]
+    merged = [next(replacements, None) if kind is not None else c for c, kind in zip(configs, kinds, strict=True)]
     return tuple(config for config in merged if config is not None)
 
 

@@ -12,6 +12,7 @@ from raysq.strategies.basic import Basic
 from raysq.strategies.conservative import Conservative
 from raysq.strategies.inc_auto import IncAuto
 from raysq.strategies.mse import MSEOrder
+from raysq.strategies.mse_v2 import MSEv2Order
 from raysq.strategies.nsga2 import NSGA2
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.random import Random
@@ -30,6 +31,7 @@ ALL: tuple[type[Strategy], ...] = (
     Conservative,
     Basic,
     MSEOrder,
+    MSEv2Order,
 )
 
 

@@ -75,12 +75,12 @@ class Basic(Strategy):
         space = self.space
         half = -(-self.max_trials // 2)
         last = len(free_switches(space))
-        tried = yield from stages.alphas(space, history, half)
-        start = stages.least(history, tried or [space.default()])
+        tried = (yield from stages.alphas(space, history, half)) or [space.default()]
+        start = stages.least(history, tried)
         tried += yield from together([Proposal(framework_default(space), "framework default")], history, half)
         tried += yield from together(stages.all_switches(space, start), history, half)
         ways = stages.op_types(space, start)
-        tried += yield from together(ways, history, max(half - last - 1, history.proposed + 1))
+        tried += yield from together(ways, history, min(half, max(half - last - 1, history.proposed + 1)))
         if history.best is None:
             tried += yield from together(stages.dynamic(space, stages.least(history, tried)), history, half)
         else:

@@ -119,9 +119,9 @@ def model_wise(
         max_trials: of the whole search.
     """
     half = -(-max_trials // 2)
-    tried = yield from alphas(space, history, half)
-    ways = op_types(space, least(history, tried or [space.default()]))
-    tried += yield from together(ways, history, min(history.proposed + few, max(half, history.proposed + 1)))
+    tried = (yield from alphas(space, history, half)) or [space.default()]
+    ways = op_types(space, least(history, tried))
+    tried += yield from together(ways, history, min(half, history.proposed + few))
     if history.best is not None:
         tried += yield from together(ways, history, max_trials)
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import TRIALS, drive, make
 from ray import cloudpickle
 from ray.tune.search import Searcher
 from simulation import CAPABILITIES, Simulation, make_call, make_graph
@@ -22,14 +23,7 @@ from raysq.strategies.following import penalised
 from raysq.tuning.records import record
 
 NAMES = [kind.name for kind in strategies.ALL]
-TRIALS = 18
 STAGED = {"inc_auto", "conservative", "basic", "mse", "mse_v2", "hawq_v2"}  # they end where their stages do
-REQUIRED: dict[str, dict[str, Any]] = {"hawq_v2": {"hawq_v2_loss": print}}
-
-
-def make(name: str, sim: Simulation, space: SearchSpace, trials: int = TRIALS, **kwargs: Any) -> Strategy:
-    strategy = strategies.get(name, **REQUIRED.get(name, {}), **kwargs)
-    return strategy.bind(space, sim.goal, trials, seed=0, costs=sim.costs)
 
 
 def bound(name: str, sim: Simulation, trials: int = TRIALS, **kwargs: Any) -> Strategy:
@@ -39,28 +33,6 @@ def bound(name: str, sim: Simulation, trials: int = TRIALS, **kwargs: Any) -> St
 def is_enough(name: str, trials: int) -> bool:
     """Whether a strategy spent its budget, or went through its stages."""
     return trials == TRIALS or (name in STAGED and 1 <= trials < TRIALS)
-
-
-def drive(strategy: Strategy, sim: Simulation, slots: int = 1, trials: int = TRIALS) -> list[dict[str, Any]]:
-    """Run trials as Ray Tune would, the oldest ending first; return the configs in the order of suggestion."""
-    configs: list[dict[str, Any]] = []
-    running: list[int] = []
-    finished = False
-    while True:
-        suggestion = None
-        if not finished and len(running) < slots and len(configs) < trials:
-            suggestion = strategy.suggest(str(len(configs)))
-            finished = suggestion == Searcher.FINISHED
-            assert suggestion is not None or running  # it may wait only for what is running
-        if isinstance(suggestion, dict):
-            running.append(len(configs))
-            configs.append(suggestion)
-        elif running:
-            number = running.pop(0)
-            result = sim.run(strategy.space.recipe(configs[number]))
-            strategy.on_trial_complete(str(number), result, error=result["status"] == "failed")
-        else:
-            return configs
 
 
 @pytest.mark.parametrize("slots", [1, 4])
