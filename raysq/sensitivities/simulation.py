@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from raysq.structure import describe
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
+    from raysq.plan import CallPlan
     from raysq.recipe import Recipe
     from raysq.stats import Item
 
@@ -58,8 +60,15 @@ class SimulatedModel:
         self.items = items
         self._recipe = recipe
         self._numerics = _RoundsOnce()
-        self._exact = [self._outputs(item, source.graph.by_name) for item in items]
-        self.signals = np.array([_energy(exact, exact) for exact in self._exact])
+
+    @cached_property
+    def signals(self) -> NDArray[np.float64]:
+        """Squared fp32 outputs of each item, (items,)."""
+        return np.array([_energy(exact, exact) for exact in self._exact])
+
+    @cached_property
+    def _exact(self) -> list[list[Tensor]]:
+        return [self._outputs(item, self.source.graph.by_name) for item in self.items]
 
     def noises(self, floats: Collection[str] = ()) -> NDArray[np.float64]:
         """Return the squared error of the outputs for each item, (items,), with these calls in float."""
@@ -84,10 +93,13 @@ class SimulatedModel:
             for call in calls
         }
 
+    def plans(self, floats: Collection[str] = ()) -> dict[str, CallPlan]:
+        """Return the plan of every call as the recipe says, but for these, in float."""
+        return self.source.planner.plan(self._recipe.with_ops({call: FP32 for call in floats}))
+
     def insertion(self, floats: Collection[str] = ()) -> Insertion:
         """Return what computes each call as the recipe says, but for these, in float; for one forward."""
-        recipe = self._recipe.with_ops({call: FP32 for call in floats})
-        return Insertion(self.source.planner.plan(recipe), self._numerics)
+        return Insertion(self.plans(floats), self._numerics)
 
     def run(self, item: Item, on_call: Callable[[Site, Operands], Any]) -> Any:
         """Return what the model makes of an item, its calls computed by `on_call`.

@@ -7,16 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sensitivities.models import PER_TENSOR, Residual, prepared, recipe_of
 from torch import nn
 
 from raysq.kernels.base import Source
 from raysq.recipe import BF16, FP32, Recipe
-from raysq.sensitivities import ALL, Sensitivity, rank
+from raysq.sensitivities import ALL, Fisher, HAWQv2, Sensitivity, rank
 
-SENSITIVITIES: list[Sensitivity] = [kind() for kind in ALL]
+NEEDED = {HAWQv2: {"loss": F.cross_entropy}}
+SENSITIVITIES: list[Sensitivity] = [*(kind(**NEEDED.get(kind, {})) for kind in ALL), Fisher(F.cross_entropy)]
 
-pytestmark = pytest.mark.parametrize("sensitivity", SENSITIVITIES, ids=lambda s: s.name)
+pytestmark = pytest.mark.parametrize(
+    "sensitivity", SENSITIVITIES, ids=lambda s: f"{s.name}{' with a loss' if getattr(s, 'loss', None) else ''}"
+)
 
 
 @pytest.fixture(scope="module")
