@@ -117,4 +117,5 @@ def _signed_sum(output: Any, random: torch.Generator) -> Tensor:
     leaves = describe(output, "the model's output", omit=True)[0]
     values = torch.cat([t[t.isfinite()].flatten() for t in leaves if t.is_floating_point()])
     signs = torch.randint(0, 2, values.shape, generator=random) * 2.0 - 1.0
-    return (values * signs).sum() / values.detach().norm().clamp_min(TINY)
+    total: Tensor = (values * signs).sum() / values.detach().norm().clamp_min(TINY)
+    return total
