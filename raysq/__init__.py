@@ -18,6 +18,7 @@ from raysq.ipex_recipe import recipe_from_ipex
 from raysq.options import Goal, Latency, Smoothing, Workers
 from raysq.recipe import Recipe
 from raysq.result import Result
+from raysq.sensitivity_table import sensitivity
 
 if TYPE_CHECKING:
     from raysq import strategies
@@ -40,6 +41,7 @@ __all__ = [
     "quantize",
     "recipe_from_ipex",
     "search_space",
+    "sensitivity",
     "strategies",
     "trainable",
     "tune",
