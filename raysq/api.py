@@ -153,8 +153,6 @@ def tune(
     )
     engine = base.get(prepared.engine)
     prints = {**prepared.fingerprints, "evaluation": fingerprint.of_function(eval_fn)}
-    if train_fn is not None and approach == qat.QAT:  # all trials are of what it trains
-        prints["training"] = fingerprint.of_function(train_fn)
     arguments = {
         "goal": str(goal),
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
@@ -170,26 +168,26 @@ def tune(
     torch.set_num_threads(prepared.num_threads)
     try:
         from raysq.journal import Entry, Header, Journal
-        from raysq.trained import learned_space, searched, train_once, with_last_resort
+        from raysq.trained import searched, train_once, with_last_resort
         from raysq.tuning import runner
         from raysq.warm_start import gather
 
+        given = prepared
+        if train_fn is not None and approach == qat.QAT:
+            default = given.space.default()
+            prepared = searched(given, train_once(given, default, train_fn, path.parent, again=resume is None))
+            prints["training"] = fingerprint.of_model(prepared.source.model)
         if resume is None:
-            baseline = measure(prepared, engine, evaluating(model), eval_fn, goal, latency)
+            baseline = measure(given, engine, evaluating(model), eval_fn, goal, latency)
             header = Header(prints, arguments, _versions(), prepared.engine, baseline)
-            tried = learned_space(prepared.space) if approach == qat.QAT else prepared.space
-            header = gather(sources, header, prepared.environment, tried, goal)
+            header = gather(sources, header, prepared.environment, prepared.space, goal)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
             journal, header, earlier = Journal.resume(path, prints)
         baseline = header.baseline
+        if hasattr(searcher, "bind"):
+            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source)
         with journal:
-            if train_fn is not None and approach == qat.QAT:
-                default = prepared.space.default()
-                source = train_once(prepared, default, train_fn, path.parent, again=not earlier)
-                prepared = searched(prepared, source)
-            if hasattr(searcher, "bind"):
-                searcher.bind(prepared.space, goal, max_trials, seed, prepared.source)
             trials = runner.run(
                 prepared,
                 eval_fn,

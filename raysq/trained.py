@@ -25,7 +25,7 @@ from raysq.space import SearchSpace
 if TYPE_CHECKING:
     from raysq.kernels.base import Backend, Source
 
-__all__ = ["LABEL", "learned_space", "searched", "train_once", "with_last_resort"]
+__all__ = ["LABEL", "searched", "train_once", "with_last_resort"]
 
 LABEL = "quantization-aware training"
 
@@ -43,7 +43,7 @@ def train_once(prepared: Prepared, recipe: Recipe, train_fn: qat.TrainFn, run: P
         again: whether it may be trained where no weights were left.
 
     Raises:
-        ResumeError: the weights can't be read, or there are none though there were.
+        ResumeError: the weights can't be read, or there are none of this loop though there must be.
         StorageError: they can't be written.
     """
     path = run / f"trained-{recipe.digest}.pt"
@@ -52,7 +52,10 @@ def train_once(prepared: Prepared, recipe: Recipe, train_fn: qat.TrainFn, run: P
     if found is not None:
         return found
     if not again:
-        raise ResumeError(f"{path} is gone, without which its trials can't be told. Start a new run, without `resume`.")
+        raise ResumeError(
+            f"this run's trials are of a trained model, and {path} holds no weights that this `train_fn` trained. "
+            "Start a new run: leave out `resume`."
+        )
     trained = qat.train(prepared.source, recipe, train_fn)
     _save(path, trained, about)
     return trained
@@ -61,9 +64,10 @@ def train_once(prepared: Prepared, recipe: Recipe, train_fn: qat.TrainFn, run: P
 def _save(path: Path, trained: Source, about: Mapping[str, str]) -> None:
     part = path.with_suffix(".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"about": dict(about), "weights": trained.model.state_dict()}, part)
         part.replace(path)  # whole or not at all
-    except (OSError, RuntimeError) as exc:  # torch raises RuntimeError where the directory is gone
+    except (OSError, RuntimeError) as exc:  # torch's writer raises RuntimeError where the disk is full
         raise StorageError(f"can't write {path}: {exc}") from exc
 
 
@@ -85,10 +89,10 @@ def _saved(path: Path, source: Source, recipe: Recipe, about: Mapping[str, str])
 
 def searched(prepared: Prepared, trained: Source) -> Prepared:
     """Return the search of a trained model, whose default recipe is what was trained."""
-    return replace(prepared, source=trained, space=ranked(learned_space(prepared.space), trained))
+    return replace(prepared, source=trained, space=ranked(_learned(prepared.space), trained))
 
 
-def learned_space(space: SearchSpace) -> SearchSpace:
+def _learned(space: SearchSpace) -> SearchSpace:
     """Return what may be tried of a model after training, of a space from before.
 
     It holds neither smoothing nor transforms nor adaptive rounding: weights have learned the grid that they are on.
