@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from raysq.graph import Call, ModelGraph
 from raysq.recipe import Precision
 
-__all__ = ["predicted_ratio"]
+__all__ = ["REMAINDER", "predicted_ratio", "typical"]
 
 # Typical ratios to fp32 on one AVX-512 core: 0.43 TOPS int8, 0.16 bf16, 0.07 fp32 at best, less at real sizes.
 TYPICAL = {Precision.INT8: 0.35, Precision.BF16: 0.6, Precision.FP32: 1.0}
@@ -28,11 +28,12 @@ def predicted_ratio(graph: ModelGraph, precisions: Mapping[str, Precision]) -> f
     total = sum(call.macs for call in graph.calls)
     if not total:
         return 1.0
-    weighted = sum(call.macs * _typical(call, precisions.get(call.name, Precision.FP32)) for call in graph.calls)
+    weighted = sum(call.macs * typical(call, precisions.get(call.name, Precision.FP32)) for call in graph.calls)
     return REMAINDER + (1 - REMAINDER) * weighted / total
 
 
-def _typical(call: Call, precision: Precision) -> float:
+def typical(call: Call, precision: Precision) -> float:
+    """Return a call's usual time in a precision over that in fp32."""
     if call.is_depthwise and precision is Precision.INT8:
         return DEPTHWISE_INT8
     return TYPICAL[precision]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
 from raysq.description import family
 from raysq.recipe import Precision, Recipe
+from raysq.sensitivities import MSE
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, ratio_of
+from raysq.strategies.bisection import bisected, shrunk
 from raysq.strategies.following import follow
 from raysq.strategies.moves import (
     Change,
@@ -21,6 +23,7 @@ from raysq.strategies.moves import (
     with_feature,
 )
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
+from raysq.strategies.surrogate import Prediction, Surrogate
 from raysq.strategies.tpe import tpe_sampler
 
 __all__ = ["Auto"]
@@ -29,8 +32,11 @@ Steps = Iterator[Proposal | Barrier]
 
 FOUND = "found"  # the ranking that starts with the calls that the best recipe has in float
 FEW = 4  # float calls that TPE may try even where the best recipe has none
-PRUNE_FROM = 2  # float calls from which on only the ranking that lost least so far is climbed further
-SHARE = 3  # shrinking, and looking for speed, take at most max_trials / SHARE proposals each
+SHARE = 3  # modelling, shrinking, and looking for speed take at most max_trials / SHARE proposals each
+LIMITS = (1.0, 0.7, 0.4, 0.1)  # of the tolerance
+OPTIMISM = (0.0, 0.3, 0.6)  # standard deviations
+GAIN = 0.005  # share of the best's time that a proposal must promise
+WORTH = 0.9  # of the default's loss: another base that loses hardly less isn't worth modelling
 VARIANTS = (
     "bits",
     "algorithm",
@@ -45,18 +51,25 @@ class Auto(Strategy):
     """The ladder, in this order, each step built on the best recipe so far.
 
     1. The default of the space, usually all calls in int8; each alpha of a list that was given, for all groups.
-    2. If that fails: no smoothing, each transform, other algorithms, schemes and roundings for
-       all calls at once, then the best of each kind together.
-    3. If they fail: the 1, 2, 4, 8, … most sensitive calls in float, then bisection between the last number that
-       failed and the first that passed; with several rankings, only the best one is climbed beyond 2.
-    4. Float calls back to int8, the least sensitive first, half of them at once, then fewer.
-    5. What may be faster: families in float, other float types, other schemes; then all that was, together.
-    6. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
+    2. A model of loss and latency, sums over the calls: its prior are the sensitivities and the measured times of
+       single calls, what leaving int8 between two of them costs included. What it takes for the fastest within the
+       tolerance, by an integer programme, is tried; each result corrects it, until it knows nothing better. As in
+       HAWQ-V3 (arXiv 2011.10680); that single effects don't add up (CLADO, arXiv 2307.05657) is what correcting is for.
+    3. What may be faster: families in float, other float types, other schemes; then all that was, together. These say
+       most about the model's times, so 2. again.
+    4. Where the default failed: no smoothing, each transform, other algorithms, schemes and roundings for all calls at
+       once, then the best of each kind together; where that loses less, 2. again on top of it.
+    5. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
+    6. Float calls back to int8, those that gain most time first, half of them at once, then fewer.
+    7. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
 
-    It spends its whole budget: `raysq.tune` ends a search that no longer gets faster.
+    It spends its whole budget: `raysq.tune` ends a search that no longer gets faster. It can fail where int8 hurts by
+    pairs of calls only, and where single calls run at other speeds than inside of the model: what follows 2. is for
+    those.
     """
 
     name: ClassVar[str] = "auto"
+    measures_times: ClassVar[bool] = True
 
     def next_recipe(self, history: History) -> Steps:
         """Yield the ladder, then what TPE suggests."""
@@ -64,13 +77,17 @@ class Auto(Strategy):
         yield Proposal(self._base, "default")
         yield from self._everywhere(history)
         yield BARRIER
-        if history.best is None:
+        failed = history.best is None
+        yield from self._modelled(history)
+        if history.best is not None:
+            yield from self._speed_up(history)
+            yield from self._modelled(history)
+        if failed:
             yield from self._vary(history)
         if history.best is None:
-            yield from self._fall_back(history)
+            yield from bisected(self.space, self._base, history)
         if history.best is not None:
-            yield from self._shrink(history)
-            yield from self._speed_up(history)
+            yield from shrunk(self.space, self._base, history, self._share, self._gains(history))
         yield from self._refine(history)
 
     def _everywhere(self, history: History) -> Steps:
@@ -89,20 +106,20 @@ class Auto(Strategy):
         variants = [*self.space.model.variants(default), *self._feature_variants(default)]
         for ways in variants:
             for label, change in ways:
-                if history.best is None:
-                    yield Proposal(change(default), label)
+                yield Proposal(change(default), label)
         yield BARRIER
         combined = default
         for ways in variants:
             _, change = min(ways, key=lambda way: _loss(history, way[1](default)))
             if _loss(history, change(default)) < _loss(history, default):
                 combined = change(combined)
-        if history.best is None:
-            yield Proposal(combined, "best of each")
-            yield BARRIER
-        best = history.best or history.closest
-        if best is not None:
-            self._base = best.recipe
+        yield Proposal(combined, "best of each")
+        yield BARRIER
+        tried = [combined, *(change(default) for ways in variants for _, change in ways)]
+        least = min(tried, key=lambda recipe: _loss(history, recipe))
+        if _loss(history, least) < WORTH * _loss(history, default):
+            self._base = least
+            yield from self._modelled(history)
 
     def _feature_variants(self, default: Recipe) -> Iterator[list[tuple[str, Change]]]:
         for feature in VARIANTS:
@@ -110,80 +127,60 @@ class Auto(Strategy):
             if values:
                 yield [(f"{feature} {value}", partial(with_feature, self.space, feature, value)) for value in values]
 
-    def _fall_back(self, history: History) -> Steps:
-        """Put the most sensitive calls in float: ever more until it passes, then bisect."""
-        for precision in float_precisions(self.space):
-            yield from self._climb(history, precision)
-            yield BARRIER
-            if history.best is not None:
-                yield from self._bisect(history, precision)
+    def _modelled(self, history: History) -> Steps:
+        """Propose what a model of both objectives takes for the fastest, until it knows nothing better."""
+        surrogate = self._surrogate()
+        left = self._share
+        while surrogate.calls and left:
+            found = self._optimum(surrogate, history)
+            if found is not None:
+                left -= 1
+                yield Proposal(found.recipe, f"{len(found.recipe.int8_calls)} in int8, predicted {found.ratio:.3f}")
+            elif self.running:
+                yield BARRIER
+            else:
                 return
 
-    def _climb(self, history: History, precision: Precision) -> Steps:
-        alive = rankings(self.space)
-        for k in self._rungs:
-            for name, calls in alive.items():
-                if history.best is not None:
-                    return
-                yield Proposal(self._rung(calls, k, precision), f"{k} calls in {precision} by {name}")
-            rungs = {name: self._rung(calls, k, precision) for name, calls in alive.items()}
-            if k >= PRUNE_FROM and all(history.of(recipe) for recipe in rungs.values()):
-                least = min(rungs, key=lambda name: _loss(history, rungs[name]))  # noqa: B023  # used at once
-                alive = {least: alive[least]}
+    def _optimum(self, surrogate: Surrogate, history: History) -> Prediction | None:
+        """Return the model's next proposal, None if it is content.
 
-    def _bisect(self, history: History, precision: Precision) -> Steps:
-        passed = [
-            (k, name)
-            for name, calls in rankings(self.space).items()
-            for k in self._rungs
-            if _feasible(history, self._rung(calls, k, precision))
-        ]
-        top, name = min(passed)
-        calls = rankings(self.space)[name]
-        bottom = max((k for k in self._rungs if k < top), default=0)
-        while top - bottom > 1:
-            k = (top + bottom) // 2
-            recipe = self._rung(calls, k, precision)
-            yield Proposal(recipe, f"{k} calls in {precision} by {name}")
-            yield BARRIER
-            top, bottom = (k, bottom) if _feasible(history, recipe) else (top, k)
-
-    def _rung(self, calls: Sequence[str], k: int, precision: Precision) -> Recipe:
-        return in_float(self.space, calls[:k], precision, self._base)
-
-    @property
-    def _rungs(self) -> list[int]:
-        """Return 1, 2, 4, … and all calls but one, since a recipe needs one in int8."""
-        top = sum(any(c.is_int8 for c in configs) for configs in self.space.options.values()) - 1
-        return [*(2**i for i in range(top.bit_length()) if 2**i < top), *([top] if top > 0 else [])]
-
-    def _shrink(self, history: History) -> Steps:
-        """Put float calls back to int8, the least sensitive first, in ever smaller groups, each in other bits too.
-
-        Without VNNI some calls need float because their 8-bit products saturate: 7 bits are enough for those.
+        Until something passes, the limit is lowered where the optimum was tried already. Then it also looks at what
+        were fastest if uncertain terms turned out lucky, as long as that promises something.
         """
+        best, tolerance = history.best, self.goal.tolerance
+        ways = [(tolerance * share, 0.0) for share in LIMITS] if best is None else [(tolerance, o) for o in OPTIMISM]
+        for limit, optimism in ways:
+            found = surrogate.optimum(history, limit, optimism)
+            if found is None or not self.is_new(found.recipe):
+                continue
+            if best is None or found.ratio < (1 - GAIN) * surrogate.ratio(best.recipe, history, optimism):
+                return found
+        return None
+
+    def _prior_losses(self) -> dict[str, float]:
+        """Return what int8 may cost each call: by its error, or where that is unknown by its place in a ranking."""
+        if self.measures_costs:
+            return self.costs(MSE(), self._base)
+        return {call: 1 / (1 + place) for place, call in enumerate(next(iter(rankings(self.space).values())))}
+
+    def _gains(self, history: History) -> dict[str, float]:
+        """Return how much faster each call would be in int8, of those of the best recipe that are in float."""
         assert history.best is not None
-        left = max(1, self.max_trials // SHARE)
-        chunk = len(self._fallen_back(history.best.recipe)) // 2
-        while chunk:
-            for bits in ("", *other_values(self.space, "bits", self._base)):
-                calls = self._fallen_back(history.best.recipe)
-                for start in range(0, len(calls), chunk):
-                    back = calls[start : start + chunk]
-                    recipe = in_int8(self.space, back, self._base, history.best.recipe)
-                    if bits:
-                        recipe = with_feature(self.space, "bits", bits, recipe, back)
-                    if left and history.of(recipe) is None:
-                        left -= 1
-                        yield Proposal(recipe, f"{len(back)} calls back to int8{bits and f' of {bits} bits'}")
-                yield BARRIER
-            chunk //= 2
+        best, surrogate = history.best.recipe, self._surrogate()
+        now = surrogate.ratio(best, history)
+        gains = {}
+        for call in (name for name in surrogate.base.int8_calls if not best.config(name).is_int8):
+            gains[call] = now - surrogate.ratio(in_int8(self.space, [call], self._base, best), history)
+        return {call: gain for call, gain in gains.items() if gain > 0}
+
+    def _surrogate(self) -> Surrogate:
+        return Surrogate(self.space, self._base, self._prior_losses(), self.times)
 
     def _speed_up(self, history: History) -> Steps:
         """Try what may be faster on top of the best so far; last, all that was faster together."""
         start = history.best
         assert start is not None
-        left = max(1, self.max_trials // SHARE)
+        left = self._share
         tried: list[tuple[Change, Recipe, float]] = []
         for label, change in self._changes(start.recipe):
             best = history.best or start
@@ -241,13 +238,14 @@ class Auto(Strategy):
                 engine.learn(config, record)
         yield from follow(engine, space, history, "tpe")
 
+    @property
+    def _share(self) -> int:
+        return max(1, self.max_trials // SHARE)
+
     def _float_calls(self, recipe: Recipe) -> list[str]:
         """Return the calls of a recipe that are float but may be int8, the least sensitive first."""
         ranking = next(iter(rankings(self.space).values()))
         return [call for call in reversed(ranking) if not recipe.config(call).is_int8]
-
-    def _fallen_back(self, recipe: Recipe) -> list[str]:
-        return [call for call in self._float_calls(recipe) if self._base.config(call).is_int8]
 
     def _recast(self, precision: Precision, recipe: Recipe) -> Recipe:
         """Return the recipe with its float calls in another float type."""
@@ -257,8 +255,3 @@ class Auto(Strategy):
 def _loss(history: History, recipe: Recipe) -> float:
     record = history.of(recipe)
     return float("inf") if record is None else record.loss
-
-
-def _feasible(history: History, recipe: Recipe) -> bool:
-    record = history.of(recipe)
-    return record is not None and record.feasible

@@ -22,6 +22,7 @@ from raysq.tuning.records import record
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Source
+    from raysq.op_times import OpTimes
     from raysq.sensitivities import Sensitivity
 
 __all__ = ["BARRIER", "History", "Proposal", "Strategy"]
@@ -131,6 +132,7 @@ class Strategy(Searcher):
     """
 
     name: ClassVar[str]
+    measures_times: ClassVar[bool] = False  # whether it wants the times of single calls, which take seconds to measure
 
     def __init__(self) -> None:
         super().__init__(metric=METRIC, mode="min")
@@ -164,6 +166,7 @@ class Strategy(Searcher):
         seed: int = 0,
         source: Source | None = None,
         costs: Costs | None = None,
+        times: OpTimes | None = None,
     ) -> Self:
         """Say what is searched; returns itself.
 
@@ -174,6 +177,7 @@ class Strategy(Searcher):
             seed: of all randomness.
             source: the model with its statistics, for strategies that look at them; `Prepared.source`.
             costs: measures sensitivities instead of `Sensitivity.scores` on the source: a simulation.
+            times: of single calls, where they were measured.
         """
         self.space = space
         self.goal = goal or Goal()
@@ -183,6 +187,7 @@ class Strategy(Searcher):
         self.graph = space.graph if source is None else source.graph
         self.stats = None if source is None else source.stats
         self._costs = costs
+        self.times = times
         self._bound = True
         self._reset()
         return self
@@ -201,12 +206,26 @@ class Strategy(Searcher):
         """
         if self._costs is not None:
             return self._costs(sensitivity, recipe, calls, floats)
-        if self.source is None or self.stats is None:
+        if self.source is None or not self.measures_costs:
             raise OptionError(
                 f"strategy {self.name!r} looks at the model and its calibration data. Bind it with them: "
                 "`strategy.bind(prepared.space, goal, source=prepared.source)`."
             )
         return sensitivity.scores(self.source, recipe, calls, floats)
+
+    @property
+    def measures_costs(self) -> bool:
+        """Whether `costs` can be asked: it was bound with a model that has statistics."""
+        return self._costs is not None or self.stats is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether a proposal has not ended yet."""
+        return bool(self._running)
+
+    def is_new(self, recipe: Recipe) -> bool:
+        """Whether a recipe was not proposed yet."""
+        return recipe.digest not in self._known
 
     def learn(self, record: TrialRecord) -> None:
         """Take a trial that it didn't propose into the history, such as one of an earlier run."""
