@@ -28,10 +28,12 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BuiltModel",
+    "CallTime",
     "Capabilities",
     "OpCapability",
     "Selective",
     "Source",
+    "Timing",
     "available",
     "check",
     "get",
@@ -217,6 +219,27 @@ class Backend(Protocol):
             RecipeError: the recipe asks for what this backend can't run.
             BackendError: the build itself failed.
         """
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """What a call takes.
+
+    Attributes:
+        ms: by precision, those that could be measured; int8 on inputs that are quantized already.
+        entry_ms: of quantizing what it reads.
+    """
+
+    ms: Mapping[Precision, float]
+    entry_ms: float
+
+
+@runtime_checkable
+class Timing(Protocol):
+    """A backend that can time single calls."""
+
+    def call_times(self, source: Source, recipe: Recipe) -> Mapping[str, CallTime]:
+        """Return the times of calls, in int8 where the recipe has them so; asked once, with nothing running beside."""
 
 
 @runtime_checkable

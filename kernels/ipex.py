@@ -30,13 +30,15 @@ from raysq.errors import BackendError
 from raysq.flattened import Flattened, forward_signature
 from raysq.graph import OpType
 from raysq.intercept import Interceptor
-from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.base import CallTime, Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
+from raysq.kernels.call_times import float_times, int8_times
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import NOT_FUSED, executed_precisions
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.insertion import Insertion
+from raysq.kernels.profile import profile
 from raysq.kernels.qconf import fill, is_smoothed
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "extension", "frozen", "prepare", "summary"]
 
 log = logging.getLogger("raysq")
+
+PROFILED_RUNS = 5  # the fastest counts
 
 FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
 SMOOTH_MAPPING = "ipex.quantization.get_smooth_quant_qconfig_mapping"
@@ -188,6 +192,20 @@ class Engine:
         if idle:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
             built = self._insert(scaled, scaled.planner.plan(recipe, idle))
         return replace(built, configure=partial(self._to_save, source, recipe, idle))
+
+    def call_times(self, source: Source, recipe: Recipe) -> dict[str, CallTime]:
+        """Time the calls of a model in float, and those of a recipe that oneDNN runs in int8."""
+        ipex = extension()
+        floats = [Precision.FP32, Precision.BF16] if has_bf16() else [Precision.FP32]
+        built = self.build(source, recipe)
+        run = partial(built.model, *source.args, **source.kwargs)
+        runs = [profile(run, ipex.verbose(ipex.VERBOSE_ON)) for _ in range(PROFILED_RUNS)]
+        calls = [call for call in source.graph.calls if built.executed.get(call.name) is Precision.INT8]
+        int8 = int8_times(runs, calls)
+        return {
+            name: replace(timed, ms={**timed.ms, Precision.INT8: int8[name]}) if name in int8 else timed
+            for name, timed in float_times(source, floats).items()
+        }
 
     def _to_save(self, source: Source, recipe: Recipe, idle: Mapping[str, str]) -> dict[str, Any]:
         qconf = self.configure(source, recipe, idle)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from raysq.graph import SHAPE_CHANGES, Call, ModelGraph
+from raysq.kernels.base import Timing
 from raysq.prediction import REMAINDER, typical
 from raysq.recipe import Precision
 
-__all__ = ["OpTimes", "neighbours", "typical_times"]
+if TYPE_CHECKING:
+    from raysq.kernels.base import Backend
+    from raysq.prepared import Prepared
+    from raysq.result import Baseline
+
+__all__ = ["OpTimes", "measured_times", "neighbours", "typical_times"]
 
 FUSED = {  # elementwise functions that run as part of the int8 kernel before them
     *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "hardswish", "sigmoid", "tanh", "clamp"),
@@ -47,6 +54,24 @@ def typical_times(graph: ModelGraph) -> OpTimes:
     }
     entries = {name: TYPICAL_ENTRY * share[Precision.FP32] for name, share in shares.items()}
     return OpTimes(shares, entries, tuple(neighbours(graph)))
+
+
+def measured_times(prepared: Prepared, engine: Backend, baseline: Baseline) -> OpTimes | None:
+    """Time the calls of a model, in int8 as the default recipe has them; None where the backend can't.
+
+    What could not be timed keeps the ratio to fp32 that it has typically.
+    """
+    if not isinstance(engine, Timing):
+        return None
+    source = replace(prepared.source, args=prepared.latency_args, kwargs=dict(prepared.latency_kwargs))
+    guess = typical_times(source.graph)
+    shares, entries = dict(guess.shares), dict(guess.entries)
+    for name, timed in engine.call_times(source, prepared.space.default()).items():
+        fp32 = timed.ms[Precision.FP32] / baseline.latency_ms
+        usual = {p: fp32 * typical(source.graph[name], p) for p in Precision}
+        shares[name] = usual | {p: ms / baseline.latency_ms for p, ms in timed.ms.items()}
+        entries[name] = timed.entry_ms / baseline.latency_ms
+    return OpTimes(shares, entries, guess.neighbours)
 
 
 def neighbours(graph: ModelGraph) -> Iterator[tuple[str, str]]:
