@@ -31,9 +31,9 @@ __all__ = [
     "CallTime",
     "Capabilities",
     "OpCapability",
+    "Profiling",
     "Selective",
     "Source",
-    "Timing",
     "available",
     "check",
     "get",
@@ -235,7 +235,7 @@ class CallTime:
 
 
 @runtime_checkable
-class Timing(Protocol):
+class Profiling(Protocol):
     """A backend that can time single calls."""
 
     def call_times(self, source: Source, recipe: Recipe) -> Mapping[str, CallTime]:

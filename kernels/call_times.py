@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,13 +30,12 @@ def float_times(source: Source, precisions: Sequence[Precision]) -> dict[str, Ca
 
     def timed(site: Site, operands: Operands) -> Any:
         floats = [x for x in operands.activations if x.is_floating_point()]
-        entries[site.name] = min(entries.get(site.name, float("inf")), _ms(lambda: _quantized(floats))[0])
+        entries[site.name] = min(entries.get(site.name, float("inf")), _ms(partial(_quantized, floats))[0])
         result = None
         for precision in precisions:
-            activations, weights = operands.activations, operands.weights
-            if precision is Precision.BF16:
-                activations, weights = ([t.to(torch.bfloat16) for t in of] for of in (activations, weights))
-            ms, made = _ms(lambda a=activations, w=weights: operands.run(a, w))  # type: ignore[misc]
+            dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+            activations, weights = ([t.to(dtype) for t in of] for of in (operands.activations, operands.weights))
+            ms, made = _ms(partial(operands.run, activations, weights))
             found[site.name][precision] = min(found[site.name].get(precision, float("inf")), ms)
             result = made if precision is Precision.FP32 else result
         return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from raysq.graph import SHAPE_CHANGES, Call, ModelGraph
-from raysq.kernels.base import Timing
+from raysq.kernels.base import Profiling
 from raysq.prediction import REMAINDER, typical
 from raysq.recipe import Precision
 
@@ -61,7 +61,7 @@ def measured_times(prepared: Prepared, engine: Backend, baseline: Baseline) -> O
 
     What could not be timed keeps the ratio to fp32 that it has typically.
     """
-    if not isinstance(engine, Timing):
+    if not isinstance(engine, Profiling):
         return None
     source = replace(prepared.source, args=prepared.latency_args, kwargs=dict(prepared.latency_kwargs))
     guess = typical_times(source.graph)
