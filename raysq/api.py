@@ -19,6 +19,7 @@ from raysq.errors import OptionError, ResumeError
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
+from raysq.op_times import measured_times
 from raysq.options import Goal, Latency, Smoothing, Workers, is_whole
 from raysq.parametrization import bake
 from raysq.prepared import Prepared, as_call, prepare, resolve
@@ -179,14 +180,16 @@ def tune(
             prints["training"] = fingerprint.of_model(prepared.source.model)
         if resume is None:
             baseline = measure(given, engine, evaluating(model), eval_fn, goal, latency)
-            header = Header(prints, arguments, _versions(), prepared.engine, baseline)
+            wanted = getattr(searcher, "measures_times", False)
+            times = measured_times(prepared, engine, baseline) if wanted else None
+            header = Header(prints, arguments, _versions(), prepared.engine, baseline, op_times=times)
             header = gather(sources, header, prepared.environment, prepared.space, goal)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
             journal, header, earlier = Journal.resume(path, prints)
         baseline = header.baseline
         if hasattr(searcher, "bind"):
-            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source)
+            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source, times=header.op_times)
         with journal:
             trials = runner.run(
                 prepared,

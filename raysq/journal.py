@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from raysq.errors import InputError, ResumeError, StorageError
+from raysq.op_times import OpTimes
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
@@ -83,6 +84,7 @@ class Header:
         backend: its name.
         baseline: what int8 is measured against.
         warm_start: what it began with, so that it is resumed without the runs that this came from.
+        op_times: of single calls, where they were measured: a strategy that reads them must see the same again.
     """
 
     fingerprints: Mapping[str, str]
@@ -91,6 +93,7 @@ class Header:
     backend: str
     baseline: Baseline
     warm_start: WarmStart = field(default_factory=WarmStart)
+    op_times: OpTimes | None = None
 
 
 class Journal:
@@ -286,7 +289,8 @@ def _understood(path: Path, number: int, kind: type, data: dict[str, Any]) -> An
     try:
         if kind is Header:
             baseline, warm_start = baseline_from_dict(data["baseline"]), _warm_start(data.get("warm_start", {}))
-            return Header(**{**data, "baseline": baseline, "warm_start": warm_start})
+            op_times = OpTimes.from_dict(data["op_times"]) if data.get("op_times") else None
+            return Header(**{**data, "baseline": baseline, "warm_start": warm_start, "op_times": op_times})
         return _entry(data)
     except (TypeError, ValueError, KeyError, AttributeError, InputError) as exc:
         what = f"{type(exc).__name__}: {exc}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from raysq.errors import BackendError
 from raysq.graph import SHAPE_CHANGES, Call, ModelGraph
 from raysq.kernels.base import Profiling
 from raysq.prediction import REMAINDER, typical
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from raysq.result import Baseline
 
 __all__ = ["OpTimes", "measured_times", "neighbours", "typical_times"]
+
+log = logging.getLogger("raysq")
 
 FUSED = {  # elementwise functions that run as part of the int8 kernel before them
     *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "hardswish", "sigmoid", "tanh", "clamp"),
@@ -38,6 +42,17 @@ class OpTimes:
     shares: Mapping[str, Mapping[Precision, float]]
     entries: Mapping[str, float]
     neighbours: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> OpTimes:
+        """Read plain data, as a journal holds it.
+
+        Raises:
+            TypeError, ValueError, KeyError, AttributeError: malformed data.
+        """
+        shares = {call: {Precision(p): float(v) for p, v in of.items()} for call, of in data["shares"].items()}
+        entries = {call: float(value) for call, value in data["entries"].items()}
+        return cls(shares, entries, tuple((str(a), str(b)) for a, b in data["neighbours"]))
 
     def share(self, call: str, precision: Precision) -> float:
         """Return the share of a call; what was not measured takes what fp32 does."""
@@ -61,12 +76,17 @@ def measured_times(prepared: Prepared, engine: Backend, baseline: Baseline) -> O
 
     What could not be timed keeps the ratio to fp32 that it has typically.
     """
-    if not isinstance(engine, Profiling):
+    if not isinstance(engine, Profiling) or not prepared.space.default().int8_calls:
         return None
     source = replace(prepared.source, args=prepared.latency_args, kwargs=dict(prepared.latency_kwargs))
     guess = typical_times(source.graph)
     shares, entries = dict(guess.shares), dict(guess.entries)
-    for name, timed in engine.call_times(source, prepared.space.default()).items():
+    try:
+        found = engine.call_times(source, prepared.space.default())
+    except (BackendError, RuntimeError) as exc:
+        log.info("single calls can't be timed, their times are guessed: %s", exc)
+        return None
+    for name, timed in found.items():
         fp32 = timed.ms[Precision.FP32] / baseline.latency_ms
         usual = {p: fp32 * typical(source.graph[name], p) for p in Precision}
         shares[name] = usual | {p: ms / baseline.latency_ms for p, ms in timed.ms.items()}

@@ -7,12 +7,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.tune.search import Searcher
+
 from raysq.goal import Goal
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels.base import Capabilities, OpCapability
+from raysq.op_times import OpTimes
+from raysq.prediction import REMAINDER
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme
 from raysq.sensitivities import Sensitivity
 from raysq.space import SearchSpace, build_space
+from raysq.strategies.base import Strategy
+
+TRIALS = 18
 
 WEIGHTED = OpCapability(
     precisions=(Precision.INT8, Precision.BF16, Precision.FP32),
@@ -172,5 +179,102 @@ class Simulation:
         return result
 
 
+@dataclass
+class RoughSimulation(Simulation):
+    """The same with what makes real models harder: effects that don't add up, entries into int8, noisy timings.
+
+    Attributes:
+        interaction: how much more than their sum the losses of several calls are, per 1 % of loss.
+        crossing: what it costs to enter or leave int8 between two calls, as a share of the second's fp32 time.
+        noise: std of a measured ratio.
+    """
+
+    interaction: float = 0.1
+    crossing: float = 0.05
+    noise: float = 0.004
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rng = random.Random(f"rough {self.seed}")
+        shares = {OpType.CONV2D: (0.3, 0.6), OpType.LINEAR: (0.3, 0.6)}
+        self.int8_share = {
+            call.name: rng.uniform(*((1.1, 1.5) if call.is_depthwise else shares.get(call.op, (0.5, 1.3))))
+            for call in self.graph.calls
+        }
+        names = [call.name for call in self.graph.calls]
+        self.pairs = tuple(zip(names, names[1:], strict=False))
+
+    def drop(self, recipe: Recipe) -> float:
+        drop: float = super().run(recipe)["accuracy_drop"]
+        return drop * (1 + self.interaction * drop / 0.01)
+
+    def exact_ratio(self, recipe: Recipe) -> float:
+        """Return the latency ratio without noise."""
+        times = 0.0
+        for call in self.graph.calls:
+            config = recipe.config(call.name)
+            scheme = 1.0 if config.activation.scheme is Scheme.AFFINE else 0.97
+            shares = {"fp32": 1.0, "bf16": 0.7, "int8": scheme * self.int8_share[call.name]}
+            times += self.time[call.name] * shares[config.precision]
+        for one, other in self.pairs:
+            if recipe.config(one).is_int8 != recipe.config(other).is_int8:
+                times += self.crossing * self.time[other]
+        return REMAINDER + (1 - REMAINDER) * times / sum(self.time.values())
+
+    def run(self, recipe: Recipe) -> dict[str, Any]:
+        result = super().run(recipe)
+        if result["status"] == "failed":
+            return result
+        drop = self.drop(recipe)
+        ratio = self.exact_ratio(recipe) * (1 + random.Random(recipe.digest).gauss(0, self.noise))
+        feasible = self.goal.holds(drop) and bool(recipe.int8_calls)
+        return result | {
+            "accuracy": 0.9 * (1 - drop),
+            "accuracy_drop": drop,
+            "latency_ratio": ratio,
+            "latency_ratio_low": ratio * (1 - 2 * self.noise),
+            "latency_ratio_high": ratio * (1 + 2 * self.noise),
+            "latency_predicted": not feasible,
+            "feasible": feasible,
+            "stage": "timed" if feasible else "evaluated",
+        }
+
+    def op_times(self) -> OpTimes:
+        """Return the times of single calls as a profile would show them: each off by about 15 %."""
+        rng = random.Random(f"times {self.seed}")
+        total = sum(self.time.values()) / (1 - REMAINDER)
+        shares = {
+            name: {
+                Precision.FP32: time / total,
+                Precision.BF16: 0.7 * time / total * rng.lognormvariate(0, 0.15),
+                Precision.INT8: self.int8_share[name] * time / total * rng.lognormvariate(0, 0.15),
+            }
+            for name, time in self.time.items()
+        }
+        return OpTimes(shares, {name: self.crossing * time / total for name, time in self.time.items()}, self.pairs)
+
+
 def _lost(recipe: Recipe) -> Mapping[str, Any]:
     return {"recipe": recipe.to_json(), "status": "failed", "stage": "build", "reason": "planted", "feasible": False}
+
+
+def drive(strategy: Strategy, sim: Simulation, slots: int = 1, trials: int = TRIALS) -> list[dict[str, Any]]:
+    """Run trials as Ray Tune would, the oldest ending first; return the configs in the order of suggestion."""
+    configs: list[dict[str, Any]] = []
+    running: list[int] = []
+    finished = False
+    while True:
+        suggestion = None
+        if not finished and len(running) < slots and len(configs) < trials:
+            suggestion = strategy.suggest(str(len(configs)))
+            finished = suggestion == Searcher.FINISHED
+            assert suggestion is not None or running  # it may wait only for what is running
+        if isinstance(suggestion, dict):
+            running.append(len(configs))
+            configs.append(suggestion)
+        elif running:
+            number = running.pop(0)
+            result = sim.run(strategy.space.recipe(configs[number]))
+            strategy.on_trial_complete(str(number), result, error=result["status"] == "failed")
+        else:
+            return configs

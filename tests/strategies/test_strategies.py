@@ -10,7 +10,7 @@ import pytest
 from driving import TRIALS, drive, make
 from ray import cloudpickle
 from ray.tune.search import Searcher
-from simulation import CAPABILITIES, Simulation, make_call, make_graph
+from simulation import CAPABILITIES, TRIALS, Simulation, drive, make_call, make_graph
 
 from raysq import strategies
 from raysq.errors import OptionError
@@ -183,61 +183,6 @@ def test_a_barrier_lets_a_stage_run_in_parallel() -> None:
     sim = Simulation()
     serial, parallel = (drive(Stages().bind(sim.space()), sim, slots) for slots in (1, 4))
     assert parallel == serial
-
-
-# auto
-
-
-@pytest.mark.parametrize("slots", [1, 4])
-@pytest.mark.parametrize("seed", range(4))
-def test_auto_finds_and_shrinks_a_fallback_set(seed: int, slots: int) -> None:
-    sim = Simulation(seed=seed)
-    strategy = bound("auto", sim, trials=40)
-    drive(strategy, sim, slots, trials=40)
-    feasible = [r for r in strategy.history if r.feasible]
-    best = strategy.history.best
-    assert best is not None and feasible.index(best) > 0  # the first success is improved on
-    needed = {name for name, loss in sim.loss.items() if loss > sim.tolerance}
-    assert not needed & set(best.recipe.int8_calls)
-    slow = {call.name for call in sim.graph.calls if call.is_depthwise}
-    assert not slow & set(best.recipe.int8_calls)  # int8 is planted to be slower there
-
-
-def test_auto_spends_the_budget_on_speed_where_the_default_passes() -> None:
-    sim = Simulation(sensitive=0)
-    strategy = bound("auto", sim)
-    labels = [config["label"] for config in drive(strategy, sim)]
-    assert labels[:2] == ["default", "depthwise in bf16"]
-    assert "tpe" in labels
-    assert strategy.history.best is not None and strategy.history.best.label != "default"
-
-
-def test_auto_tries_variants_then_ever_more_float_calls_then_bisects() -> None:
-    sim = Simulation(seed=1)
-    labels = [config["label"] for config in drive(bound("auto", sim), sim)]
-    assert labels[1].startswith("algorithm")
-    counts = [int(label.split()[0]) for label in labels if label.endswith("by mse")]
-    assert counts == [1, 2, 4, 8, 6, 5]  # five calls are sensitive, and rank first
-
-
-def test_auto_goes_on_with_tpe_where_nothing_passes() -> None:
-    sim = Simulation(tolerance=0.0, sensitive=60)
-    strategy = bound("auto", sim, trials=60)
-    labels = [config["label"] for config in drive(strategy, sim, trials=60)]
-    assert any("in fp32 by" in label for label in labels)
-    assert labels[-1] == "tpe"
-
-
-def test_auto_beats_random_search() -> None:
-    ratios: dict[str, list[float]] = {"auto": [], "random": []}
-    for name, found in ratios.items():
-        for seed in range(3):
-            sim = Simulation(seed=seed)
-            strategy = strategies.get(name).bind(sim.space(), sim.goal, 40, seed)
-            drive(strategy, sim, trials=40)
-            best = strategy.history.best
-            found.append(math.inf if best is None or best.latency_ratio is None else best.latency_ratio)
-    assert all(a < r for a, r in zip(ratios["auto"], ratios["random"], strict=True))
 
 
 # optuna
