@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.tune.search import Searcher
-
 from raysq.goal import Goal
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels.base import Capabilities, OpCapability
@@ -17,9 +15,6 @@ from raysq.prediction import REMAINDER
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme
 from raysq.sensitivities import Sensitivity
 from raysq.space import SearchSpace, build_space
-from raysq.strategies.base import Strategy
-
-TRIALS = 18
 
 WEIGHTED = OpCapability(
     precisions=(Precision.INT8, Precision.BF16, Precision.FP32),
@@ -256,25 +251,3 @@ class RoughSimulation(Simulation):
 
 def _lost(recipe: Recipe) -> Mapping[str, Any]:
     return {"recipe": recipe.to_json(), "status": "failed", "stage": "build", "reason": "planted", "feasible": False}
-
-
-def drive(strategy: Strategy, sim: Simulation, slots: int = 1, trials: int = TRIALS) -> list[dict[str, Any]]:
-    """Run trials as Ray Tune would, the oldest ending first; return the configs in the order of suggestion."""
-    configs: list[dict[str, Any]] = []
-    running: list[int] = []
-    finished = False
-    while True:
-        suggestion = None
-        if not finished and len(running) < slots and len(configs) < trials:
-            suggestion = strategy.suggest(str(len(configs)))
-            finished = suggestion == Searcher.FINISHED
-            assert suggestion is not None or running  # it may wait only for what is running
-        if isinstance(suggestion, dict):
-            running.append(len(configs))
-            configs.append(suggestion)
-        elif running:
-            number = running.pop(0)
-            result = sim.run(strategy.space.recipe(configs[number]))
-            strategy.on_trial_complete(str(number), result, error=result["status"] == "failed")
-        else:
-            return configs

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from simulation import RoughSimulation, Simulation, drive
+from driving import drive
+from simulation import RoughSimulation, Simulation
 
 from raysq import strategies
 from raysq.recipe import Precision

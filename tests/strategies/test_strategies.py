@@ -10,7 +10,7 @@ import pytest
 from driving import TRIALS, drive, make
 from ray import cloudpickle
 from ray.tune.search import Searcher
-from simulation import CAPABILITIES, TRIALS, Simulation, drive, make_call, make_graph
+from simulation import CAPABILITIES, Simulation, make_call, make_graph
 
 from raysq import strategies
 from raysq.errors import OptionError
