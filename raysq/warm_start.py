@@ -98,9 +98,9 @@ def gather(
 ) -> Header:
     """Return the header of a run with what sources spare it.
 
-    A run of the same model, calibration data and evaluation, on the same backend, in the same versions, with an equal
-    fp32 score, gives results unless it trained the model. The present goal judges them; taken are those that were timed
-    on such a CPU with as many threads, and those that needn't be timed. This run is then measured against the same fp32
+    A run of the same model (after training, if any), calibration data and evaluation, on the same backend, in the same
+    versions, with an equal fp32 score, gives results. The present goal judges them; taken are those that were timed on
+    such a CPU with as many threads, and those that needn't be timed. This run is then measured against the same fp32
     form, if that is as fast as any; if it isn't, nothing is comparable. Of all else come recipes, as close as the space
     has them, those of a run by promise: the feasible by latency, then the closest to its goal.
 
@@ -154,7 +154,6 @@ def _scores_alike(earlier: Header, present: Header, goal: Goal) -> bool:
     return (
         all(there.metrics[name] == here.metrics[name] for name in (here.primary, *goal.others))  # else: other data
         and earlier.fingerprints == present.fingerprints
-        and "training" not in present.fingerprints  # no two trainings need give the same model
         and earlier.backend == present.backend
         and all(earlier.versions.get(name) == present.versions.get(name) for name in KERNELS)
         and earlier.arguments.get("latency_inputs") == present.arguments.get("latency_inputs")

@@ -125,12 +125,12 @@ def test_show_prints_the_trials_of_a_run(tmp_path: Path, capsys: pytest.CaptureF
         {},
         Status.FINISHED,
         Stage.TIMED,
-        0.94,
-        0.0105,
-        True,
-        1.0,
-        0.5,
-        Ratio(0.5, 0.49, 0.51),
+        accuracy=0.94,
+        accuracy_drop=0.0105,
+        feasible=True,
+        latency_ms=1.0,
+        latency_ratio=0.5,
+        ratio=Ratio(0.5, 0.49, 0.51),
         label="all int8",
     )
     with journal.Journal.create(tmp_path / "run" / "journal.jsonl", header) as written:

@@ -82,6 +82,7 @@ def test_a_run_of_the_same_gives_its_results_and_nothing_is_left_to_try() -> Non
         {"fingerprints": {**HEADER.fingerprints, "model": "other"}},
         {"fingerprints": {**HEADER.fingerprints, "calibration": "other"}},
         {"fingerprints": {**HEADER.fingerprints, "evaluation": "other"}},
+        {"fingerprints": {**HEADER.fingerprints, "training": "w"}},
         {"backend": "reference"},
         {"versions": {**HEADER.versions, "torch": "2.9"}},
         {"arguments": {"latency_inputs": ["torch.float32 (8, 8)"]}},
@@ -90,19 +91,23 @@ def test_a_run_of_the_same_gives_its_results_and_nothing_is_left_to_try() -> Non
             "baseline": replace(HEADER.baseline, accuracy=0.8, metrics={"accuracy": 0.8})
         },  # the same function, on other data
     ],
-    ids=["model", "calibration", "evaluation", "backend", "torch", "timed inputs", "fp32 form", "fp32 score"],
+    ids=[
+        "model",
+        "calibration",
+        "evaluation",
+        "trained weights",
+        "backend",
+        "torch",
+        "timed inputs",
+        "fp32 form",
+        "fp32 score",
+    ],
 )
 def test_a_run_of_something_else_gives_its_best_recipes(change: dict[str, Any]) -> None:
     start = begun(header=replace(HEADER, **change))
     fastest = sorted((t for t in TRIALS if t.feasible), key=lambda t: t.latency_bound)
     assert start.entries == ()
     assert digests(start.recipes) == digests(t.recipe for t in fastest[:MOST])
-
-
-def test_of_a_trained_model_only_recipes_are_taken() -> None:
-    header = replace(HEADER, fingerprints={**HEADER.fingerprints, "training": "t"})
-    start = gather([Run(Path("earlier"), header, ENTRIES)], header, HERE, SPACE, SIM.goal).warm_start
-    assert start.entries == () and len(start.recipes) == MOST
 
 
 def test_a_run_is_measured_against_the_fp32_form_of_what_it_starts_from_if_that_is_as_fast() -> None:
