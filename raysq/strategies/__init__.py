@@ -10,6 +10,7 @@ from raysq.strategies.auto import Auto
 from raysq.strategies.base import BARRIER, History, Proposal, Strategy
 from raysq.strategies.basic import Basic
 from raysq.strategies.conservative import Conservative
+from raysq.strategies.hawq_v2 import HAWQv2Order
 from raysq.strategies.inc_auto import IncAuto
 from raysq.strategies.mse import MSEOrder
 from raysq.strategies.mse_v2 import MSEv2Order
@@ -32,6 +33,7 @@ ALL: tuple[type[Strategy], ...] = (
     Basic,
     MSEOrder,
     MSEv2Order,
+    HAWQv2Order,
 )
 
 

@@ -159,12 +159,12 @@ def in_order(
         space: what may be tried.
         history: live.
         base: the recipe that is changed; it doesn't pass.
-        order: calls, the most sensitive first; those that can't be changed are passed over.
+        order: calls, the most sensitive first; those that it leaves out come last.
         max_trials: of the whole search.
         name: what they are ordered by, for the labels.
     """
     may = candidates(space, base)
-    calls = [call for call in order if call in may]
+    calls = [*(call for call in order if call in may), *(call for call in may if call not in order)]
     for precision, until in turns(space, history, len(calls), max_trials):
         yield from accumulated(space, history, base, precision, calls, until, name)
         if history.best is not None:

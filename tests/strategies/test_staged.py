@@ -6,13 +6,17 @@ import logging
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from driving import drive, make
 from simulation import CAPABILITIES, Simulation, make_call, make_graph
 
-from raysq.errors import OptionError
+import raysq
+from raysq import strategies
+from raysq.errors import CalibrationError, OptionError
 from raysq.graph import OpType
 from raysq.impact import impacts
 from raysq.model_choices import ModelChoices
@@ -24,7 +28,7 @@ from raysq.strategies.moves import framework_default
 from raysq.switches import with_switches
 
 BUDGET = 50
-NAMES = ("inc_auto", "conservative", "basic", "mse", "mse_v2")
+NAMES = ("inc_auto", "conservative", "basic", "mse", "mse_v2", "hawq_v2")
 SWITCHES = ["adaround", "first_op_float", "last_op_float", "pre_post_process_float"]  # those of the simulation
 MODEL_WISE = [  # the choices per type, ever further from the default
     "all in int8",
@@ -109,7 +113,7 @@ def test_nothing_goes_back_to_float_where_something_passes(name: str) -> None:
     assert not [label for label in labels(found(name, 0)) if label.endswith(("in bf16", "in fp32"))]
 
 
-@pytest.mark.parametrize("name", ["inc_auto", "basic", "mse", "mse_v2"])
+@pytest.mark.parametrize("name", ["inc_auto", "basic", "mse", "mse_v2", "hawq_v2"])
 def test_half_of_the_budget_is_kept_for_fallback(name: str) -> None:
     sim = Simulation(tolerance=0.0, sensitive=60)
     strategy = search(name, sim, trials=30)
@@ -315,7 +319,7 @@ def test_inc_auto_goes_on_where_the_default_passes() -> None:
     assert len(strategy.history) == BUDGET
 
 
-# mse, mse_v2
+# mse, mse_v2, hawq_v2
 
 
 def test_mse_puts_calls_in_float_in_the_order_of_their_error() -> None:
@@ -387,3 +391,35 @@ def test_mse_v2_refuses_no_batches() -> None:
     sim = Simulation()
     with pytest.raises(OptionError, match="confidence_batches"):
         make("mse_v2", sim, sim.space(), confidence_batches=0)
+
+
+def test_hawq_v2_puts_calls_in_float_in_the_order_of_the_trace() -> None:
+    asked: list[Any] = []
+
+    class Weighted(Simulation):
+        def costs(self, sensitivity: Any, recipe: Recipe, calls: Any = None, floats: Any = ()) -> dict[str, float]:
+            asked.append(sensitivity)
+            found = super().costs(sensitivity, recipe, calls, floats)
+            return {name: cost for name, cost in found.items() if self.graph[name].op.has_weight}
+
+    strategy = search("hawq_v2", Weighted(tolerance=0.0, sensitive=60), trials=150, hawq_v2_loss=torch.nn.L1Loss())
+    in_float = [f"{count} calls in bf16 by hawq_v2" for count in range(1, 60)]
+    assert labels(strategy)[:60] == ["all in int8", *in_float]
+    assert [str(sensitivity.loss) for sensitivity in asked] == ["L1Loss()"]
+    by_count = [floats(strategy, label) for label in in_float]
+    has_weight = [
+        {strategy.graph[call].op.has_weight for call in after - before} for before, after in pairwise(by_count)
+    ]
+    assert has_weight == [{True}] * 39 + [{False}] * 19  # those of no trace come last
+
+
+def test_hawq_v2_needs_a_loss_and_labels() -> None:
+    with pytest.raises(OptionError, match="strategy_kwargs={'hawq_v2_loss': torch.nn.functional.cross_entropy}"):
+        strategies.get("hawq_v2")
+    with pytest.raises(OptionError, match="must be a function"):
+        strategies.get("hawq_v2", hawq_v2_loss="cross_entropy")
+    prepared = raysq.prepare(torch.nn.Linear(4, 2).eval(), [torch.randn(8, 4)], backend="reference")
+    with pytest.raises(CalibrationError, match="labels"):
+        strategies.get("hawq_v2", hawq_v2_loss=torch.nn.functional.cross_entropy).bind(
+            prepared.space, source=prepared.source
+        )
