@@ -14,8 +14,9 @@ from raysq import errors
 from raysq.api import inspect, load, prepare, quantize, search_space, trainable, tune
 from raysq.autotuning import autotune
 from raysq.calibration_data import Calibration
+from raysq.goal import Goal
 from raysq.ipex_recipe import recipe_from_ipex
-from raysq.options import Goal, Latency, Smoothing, Workers
+from raysq.options import Latency, Smoothing, Workers
 from raysq.recipe import Recipe
 from raysq.result import Result
 from raysq.sensitivity_table import sensitivity

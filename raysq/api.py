@@ -16,11 +16,12 @@ from raysq.baseline import measure
 from raysq.conclusion import conclude
 from raysq.deployed import Deployed
 from raysq.errors import OptionError, ResumeError
+from raysq.goal import Goal
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
 from raysq.op_times import measured_times
-from raysq.options import Goal, Latency, Smoothing, Workers, is_whole
+from raysq.options import Latency, Smoothing, Workers, is_whole
 from raysq.parametrization import bake
 from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.quantized import Quantized
@@ -109,7 +110,8 @@ def tune(
         seed: of every random choice.
         callbacks: Ray Tune callbacks.
         verbose: 0 silent, 1 progress, 2 each proposal and its reason.
-        goal: the goal as one value, instead of `tolerance`, `criterion` and `higher_is_better`.
+        goal: the goal as one value, instead of `tolerance`, `criterion` and `higher_is_better`; it alone may hold
+            further metrics, other objectives than latency, and a split that confirms the winner.
         latency: budget of timings.
         smoothing: how the alphas of SmoothQuant are found; None: for each group, where it pays; False: none.
         workers: what a trial reserves, and how often a lost one is tried again.
@@ -118,7 +120,7 @@ def tune(
 
     Raises:
         InputError: an argument that can't be used, before any work.
-        NoFeasibleRecipe: nothing met the goal; its `result` is the closest.
+        NoFeasibleRecipe: nothing met the goal, or nothing was confirmed; its `result` is the closest.
 
     Example:
         >>> result = raysq.tune(model, calib, eval_fn, tolerance=0.01)  # doctest: +SKIP
@@ -131,6 +133,8 @@ def tune(
     switches = read_switches(switches)
     evaluation.check(eval_fn)
     qat.check(approach, train_fn, searching=True)
+    if goal.confirm is not None:
+        evaluation.check(goal.confirm, "Goal.confirm")
     searcher = _searcher(strategy, strategy_kwargs or {})
     path = _journal_path(storage_path, name, resume)
     sources = _sources(warm_start, resume)
@@ -154,8 +158,12 @@ def tune(
     )
     engine = base.get(prepared.engine)
     prints = {**prepared.fingerprints, "evaluation": fingerprint.of_function(eval_fn)}
+    if goal.confirm is not None:
+        prints["confirmation"] = fingerprint.of_function(goal.confirm)
+    sought = replace(goal, confirm=None)  # neither searchers nor workers get the split that confirms
     arguments = {
         "goal": str(goal),
+        "objectives": dict(goal.objectives),
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
         "approach": approach,
         "smoothing": str(smoothing),
@@ -189,13 +197,13 @@ def tune(
             journal, header, earlier = Journal.resume(path, prints)
         baseline = header.baseline
         if hasattr(searcher, "bind"):
-            searcher.bind(prepared.space, goal, max_trials, seed, prepared.source, times=header.op_times)
+            searcher.bind(prepared.space, sought, max_trials, seed, prepared.source, times=header.op_times)
         with journal:
             trials = runner.run(
                 prepared,
                 eval_fn,
                 baseline=baseline,
-                goal=goal,
+                goal=sought,
                 latency=latency,
                 workers=workers,
                 searcher=searcher,

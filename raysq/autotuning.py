@@ -18,9 +18,10 @@ from raysq import api, evaluation
 from raysq.calibration_data import Batch, Calibration, samples
 from raysq.errors import CalibrationError, EvaluationError, ModelError, NoFeasibleRecipe, OptionError, unknown
 from raysq.flattened import forward_signature
+from raysq.goal import Criterion, Goal
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
-from raysq.options import Criterion, Goal, Smoothing, is_whole
+from raysq.options import Smoothing, is_whole
 from raysq.prepared import resolve
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raysq import evaluation
 from raysq.errors import BackendError, EvaluationError
-from raysq.goal import Goal
+from raysq.goal import Goal, Objective
 from raysq.inspection import same_outputs
 from raysq.latency import Timing
 from raysq.options import Latency
@@ -40,20 +40,25 @@ def measure(
         engine: its backend.
         model: the model as it was given.
         eval_fn: the evaluation.
-        goal: says which metric counts.
+        goal: says which metrics count, and on which split the winner is confirmed: the model is scored there too.
         latency: the budget of each timing.
 
     Raises:
-        EvaluationError: `eval_fn` fails on the model, or its score allows no relative loss.
+        EvaluationError: `eval_fn` or `goal.confirm` fails on the model, or its score allows no relative loss.
         BackendError: no fp32 form could be built.
+        OptionError: memory is an objective, and can't be measured here.
     """
     begun = time.perf_counter()
     score = evaluation.evaluate(eval_fn, model, goal)
     eval_s = time.perf_counter() - begun
-    evaluation.loss(score, score.value, score.metrics, goal)  # a 0 allows no relative loss: say so before any work
+    confirm = evaluation.confirm(model, goal) if goal.confirm else None
+    for found in filter(None, (score, confirm)):
+        evaluation.loss(found, found.value, found.metrics, goal)  # a 0 allows no relative loss: say so before any work
     contest = _Contest(prepared, engine, latency)
     forms = engine.float_forms()
     champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
+    if Objective.MEMORY in goal.objectives:
+        prepared.memory_growth(champion)  # a system that can't tell says so before any trial
     rivals = [contest.bf16(form, champion, eval_fn, goal) for form in forms if BF16 in form]
     best = min((r for r in rivals if r is not None), key=lambda r: r[0].ratio, default=None)
     return Baseline(
@@ -68,6 +73,8 @@ def measure(
         dropped=contest.dropped,
         eval_s=eval_s,
         size_bytes=champion.size_bytes,
+        confirm_accuracy=confirm.value if confirm else None,
+        confirm_metrics=confirm.metrics if confirm else None,
     )
 
 

@@ -130,6 +130,7 @@ def _tune(options: argparse.Namespace, rest: list[str]) -> int:
     result = raysq.tune(**arguments)
     print(result.dataframe().to_string())
     print(f"accuracy {result.accuracy:.4f} of {result.baseline.accuracy:.4f}, {result.speedup:.2f}x the fastest fp32")
+    print(result.confirmation or f"not confirmed: the best of {len(result.trials)} trials on one evaluation set")
     if save:
         result.save(save)
         print(f"saved to {save}")

@@ -1,18 +1,20 @@
-"""The end of a search: the best trials are built here, checked, and timed once more with a larger budget."""
+"""The end of a search: the best trials are built here, checked, timed once more with a larger budget, and confirmed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysq import evaluation, fingerprint
 from raysq.baseline import outputs
 from raysq.errors import EvaluationError, NoFeasibleRecipe
+from raysq.goal import Goal
 from raysq.latency import Timing
-from raysq.options import Goal, Latency
-from raysq.result import Baseline, Result, TrialRecord
+from raysq.options import Latency
+from raysq.result import Baseline, Confirmation, Result, TrialRecord
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel
@@ -21,16 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["conclude"]
 
 FINALISTS = 3  # the best of many noisy timings is partly the luckiest: a few are timed again
+CONFIRMED_AT_MOST = 5  # recipes; the best of many on the second split would be as optimistic as on the first
 
 
 @dataclass(frozen=True)
 class _Finalist:
-    """A trial, built and measured in this process."""
+    """A trial, built and measured in this process; its record has the latency ratio and the loss found here."""
 
     trial: TrialRecord
     built: BuiltModel
-    accuracy: float
-    drop: float
     timing: Timing
 
 
@@ -44,12 +45,13 @@ def conclude(
     trials: Sequence[TrialRecord],
     journal: Path,
 ) -> Result:
-    """Return the fastest of the finalists that meet the goal.
+    """Return the finalist of the lowest cost that meets the goal, on the goal's split for confirmation too.
 
-    A finalist whose outputs are not those that the worker saw (another CPU) is scored again.
+    A finalist whose outputs are not those that the worker saw (another CPU) is scored again. Where no finalist is
+    confirmed, other feasible trials are tried, five in all.
 
     Raises:
-        NoFeasibleRecipe: none meets the goal; its `result` is the closest.
+        NoFeasibleRecipe: none meets the goal, or none is confirmed; its `result` is the closest.
         EvaluationError: no trial could be scored.
     """
     scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
@@ -62,39 +64,80 @@ def conclude(
 
     def measured(trial: TrialRecord) -> _Finalist:
         built = engine.build(source, trial.recipe)
-        accuracy, drop = float(trial.accuracy or 0.0), trial.loss
         if fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs)) != trial.digest:
-            accuracy = evaluation.evaluate(eval_fn, built.model, goal).value
-            drop = goal.drop(accuracy, baseline.accuracy)
-        return _Finalist(trial, built, accuracy, drop, prepared.time(built, reference, final))
+            score = evaluation.evaluate(eval_fn, built.model, goal)
+            loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
+            trial = replace(trial, accuracy=score.value, accuracy_drop=loss.drop, worst_drop=loss.worst_drop)
+        timing = prepared.time(built, reference, final)
+        return _Finalist(trial.at(timing.ratio), built, timing)
 
-    finalists = _finalists(trials) or [min(scored, key=lambda t: t.loss)]
-    best = min(map(measured, finalists), key=lambda f: (not goal.holds(f.drop), f.timing.ratio))
-    result = Result(
-        model=best.built.model,
-        built=best.built,
-        recipe=best.trial.recipe,
-        accuracy=best.accuracy,
-        accuracy_drop=best.drop,
-        baseline=baseline,
-        latency_ms=best.timing.candidate_ms,
-        latency_ratio=best.timing.ratio,
-        feasible=goal.holds(best.drop),
-        trials=tuple(trials),
-        executed=best.built.executed,
-        left_in_float={**prepared.left_in_float, **best.built.left_in_float},
-        journal=journal,
-    )
-    if not result.feasible:
-        raise NoFeasibleRecipe(
-            f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {best.drop:.4g}. It is in "
-            "this error's `result`. Allow a larger tolerance, or more trials.",
-            result,
+    def result(best: _Finalist, feasible: bool, confirmation: Confirmation | None = None) -> Result:
+        return Result(
+            model=best.built.model,
+            built=best.built,
+            recipe=best.trial.recipe,
+            accuracy=float(best.trial.accuracy or 0.0),
+            accuracy_drop=float(best.trial.accuracy_drop or 0.0),
+            baseline=baseline,
+            latency_ms=best.timing.candidate_ms,
+            latency_ratio=best.timing.ratio,
+            feasible=feasible,
+            trials=tuple(trials),
+            executed=best.built.executed,
+            left_in_float={**prepared.left_in_float, **best.built.left_in_float},
+            journal=journal,
+            objectives=goal.front,
+            confirmation=confirmation,
         )
-    return result
+
+    ordered = sorted((t for t in trials if t.feasible and t.ratio is not None), key=goal.cost)
+    finalists = _finalists(ordered, goal) or [min(scored, key=lambda t: t.loss)]
+    ranked = sorted(map(measured, finalists), key=lambda f: goal.cost(f.trial))
+    holding = [f for f in ranked if goal.holds(f.trial.loss)]
+    if not holding:
+        closest = min(ranked, key=lambda f: f.trial.loss)
+        raise NoFeasibleRecipe(
+            f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {closest.trial.loss:.4g}. It "
+            "is in this error's `result`. Allow a larger tolerance, or more trials.",
+            result(closest, feasible=False),
+        )
+    if goal.confirm is None:
+        return result(holding[0], feasible=True)
+    others = (f for f in map(measured, (t for t in ordered if t not in finalists)) if goal.holds(f.trial.loss))
+    best, confirmation = _confirmed(chain(holding, others), goal, baseline)
+    if not confirmation.holds:
+        raise NoFeasibleRecipe(
+            f"none of the {confirmation.tried} best recipes that met the goal ({goal}) on `eval_fn` met it on "
+            f"`Goal.confirm` too; the closest loses {confirmation.worst_drop:.4g} there. It is in this error's "
+            "`result`. Evaluate on more items, or allow a larger tolerance.",
+            result(best, feasible=False, confirmation=confirmation),
+        )
+    return result(best, feasible=True, confirmation=confirmation)
 
 
-def _finalists(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the feasible trials with the lowest latency bounds that may each be the fastest."""
-    timed = sorted((t for t in trials if t.feasible and t.ratio is not None), key=lambda t: t.latency_bound)
-    return [t for t in timed if t.ratio is not None and t.ratio.low <= timed[0].latency_bound][:FINALISTS]
+def _finalists(ordered: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
+    """Return those of the feasible trials, ordered by cost, that may each be the best: the first few of them."""
+    return [t for t in ordered if t.ratio and goal.cost(t.at(t.ratio.low)) <= goal.cost(ordered[0])][:FINALISTS]
+
+
+def _confirmed(candidates: Iterable[_Finalist], goal: Goal, baseline: Baseline) -> tuple[_Finalist, Confirmation]:
+    """Return the first candidate that holds on the split that confirms, or else the closest of those tried."""
+    assert baseline.confirm_accuracy is not None and baseline.confirm_metrics is not None  # measured with the goal
+    tried: list[tuple[_Finalist, Confirmation]] = []
+    for finalist in islice(candidates, CONFIRMED_AT_MOST):
+        score = evaluation.confirm(finalist.built.model, goal)
+        loss = evaluation.loss(score, baseline.confirm_accuracy, baseline.confirm_metrics, goal)
+        holds = goal.holds(loss.worst_drop)
+        confirmation = Confirmation(
+            accuracy=score.value,
+            baseline_accuracy=baseline.confirm_accuracy,
+            accuracy_drop=loss.drop,
+            worst_drop=loss.worst_drop,
+            holds=holds,
+            tried=len(tried) + 1,
+        )
+        if holds:
+            return finalist, confirmation
+        tried.append((finalist, confirmation))
+    closest, confirmation = min(tried, key=lambda pair: pair[1].worst_drop)
+    return closest, replace(confirmation, tried=len(tried))

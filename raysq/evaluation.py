@@ -16,7 +16,7 @@ from torch import nn
 from raysq.errors import EvaluationError
 from raysq.goal import Goal
 
-__all__ = ["EvalFn", "Loss", "Score", "check", "evaluate", "first_call", "loss"]
+__all__ = ["EvalFn", "Loss", "Score", "check", "confirm", "evaluate", "first_call", "loss"]
 
 EvalFn = Callable[[Any], Any]
 
@@ -63,16 +63,16 @@ class Loss:
     reason: str
 
 
-def check(eval_fn: EvalFn) -> None:
-    """Make sure, before any work, that `eval_fn` can be called with a model and nothing else.
+def check(eval_fn: EvalFn, name: str = "eval_fn") -> None:
+    """Make sure, before any work, that `eval_fn`, or what `name` says, can be called with a model and nothing else.
 
     Raises:
         EvaluationError: it isn't callable, is asynchronous, or wants another number of arguments.
     """
     if not callable(eval_fn):
-        raise EvaluationError(f"`eval_fn` must be a function of one argument, the model; got {eval_fn!r}.")
+        raise EvaluationError(f"`{name}` must be a function of one argument, the model; got {eval_fn!r}.")
     if inspect.iscoroutinefunction(eval_fn) or inspect.isasyncgenfunction(eval_fn):
-        raise EvaluationError("`eval_fn` must be an ordinary function: `def`, not `async def`.")
+        raise EvaluationError(f"`{name}` must be an ordinary function: `def`, not `async def`.")
     try:
         signature = inspect.signature(eval_fn)
     except (TypeError, ValueError):  # some builtins don't tell
@@ -81,8 +81,8 @@ def check(eval_fn: EvalFn) -> None:
         signature.bind(object())
     except TypeError as exc:
         raise EvaluationError(
-            f"`eval_fn` must take exactly one argument, the model; its signature is {signature}. "
-            "Bind the others first: `eval_fn=lambda model: evaluate(model, loader)`."
+            f"`{name}` must take exactly one argument, the model; its signature is {signature}. "
+            f"Bind the others first: `{name}=lambda model: evaluate(model, loader)`."
         ) from exc
 
 
@@ -118,6 +118,19 @@ def evaluate(eval_fn: EvalFn, model: Any, goal: Goal) -> Score:
     if batches is not None:
         return _streamed(batches)
     return Score({ACCURACY: _finite(_number(returned, "returned"), ACCURACY)}, ACCURACY)
+
+
+def confirm(model: Any, goal: Goal) -> Score:
+    """Return the score of a model by `goal.confirm`, which must be there.
+
+    Raises:
+        EvaluationError: as `evaluate`.
+    """
+    assert goal.confirm is not None
+    try:
+        return evaluate(goal.confirm, model, goal)
+    except EvaluationError as exc:
+        raise EvaluationError(f"`Goal.confirm` is called as `eval_fn` is: {exc}") from exc
 
 
 def loss(score: Score, accuracy: float, metrics: Mapping[str, float], goal: Goal) -> Loss:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from raysq import fingerprint
+from raysq import fingerprint, memory
 from raysq.calibration_data import Calibration, peek
 from raysq.errors import CalibrationError, ModelError, OptionError
 from raysq.flattened import forward_signature
@@ -81,6 +81,10 @@ class Prepared:
             num_threads=self.num_threads,
             latency=latency,
         )
+
+    def memory_growth(self, built: BuiltModel) -> int:
+        """Return the bytes that a forward of a build adds to the resident memory at its peak, see `memory.growth`."""
+        return memory.growth(built.model, self.latency_args, self.latency_kwargs)
 
 
 def machine(capabilities: Capabilities, num_threads: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from raysq.kernels.base import BuiltModel
 
-__all__ = ["Baseline", "Ratio", "Result", "Stage", "Status", "TrialRecord"]
+__all__ = ["Baseline", "Confirmation", "Ratio", "Result", "Stage", "Status", "TrialRecord"]
 
 
 COLUMNS = {  # of the frame
@@ -191,13 +191,41 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """How a winner did on data that the search did not see, `Goal.confirm`.
+
+    Attributes:
+        accuracy: its score there.
+        baseline_accuracy: that of the model as it was given.
+        accuracy_drop: its loss there, as the goal counts it.
+        worst_drop: that of the metric that decides, see `evaluation.Loss`.
+        holds: whether all metrics are within their tolerances there.
+        tried: how many recipes were scored there, this one included; the more, the more of it is luck again.
+    """
+
+    accuracy: float
+    baseline_accuracy: float
+    accuracy_drop: float
+    worst_drop: float
+    holds: bool
+    tried: int
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "does not hold"
+        return (
+            f"accuracy {self.accuracy:.4f} of {self.baseline_accuracy:.4f} on the split that confirms: {verdict}, "
+            f"number {self.tried} of those tried there"
+        )
+
+
+@dataclass(frozen=True)
 class Result:
     """What a search found.
 
     Attributes:
         model: the int8 model that was measured, called like the original.
         recipe: what runs how in it.
-        accuracy: its score.
+        accuracy: its score, the best of many trials on one evaluation set: optimistic, unless it is confirmed.
         accuracy_drop: its loss against the baseline, as the goal counts it.
         baseline: what it was measured against.
         latency_ms: its median.
@@ -208,6 +236,7 @@ class Result:
         left_in_float: call name, and why it isn't in int8.
         journal: the run's journal; None where there is none.
         objectives: what the Pareto front is over.
+        confirmation: how it did on `Goal.confirm`; None where the goal has none, or nothing met it.
     """
 
     model: torch.nn.Module
@@ -224,6 +253,7 @@ class Result:
     left_in_float: Mapping[str, str]
     journal: Path | None = None
     objectives: tuple[Objective, ...] = (Objective.LATENCY, Objective.ACCURACY)
+    confirmation: Confirmation | None = None
 
     @property
     def speedup(self) -> float:

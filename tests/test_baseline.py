@@ -62,12 +62,12 @@ class Built:
         self.engine.alive -= 1
 
 
-def measured(engine, eval_fn=lambda model: 0.5):
+def measured(engine, eval_fn=lambda model: 0.5, goal=None):
     _, graph = deployable(MODEL, EXAMPLE, {})
     capabilities = reference.Engine().capabilities()
     source, space = Source(MODEL, graph, None, EXAMPLE), build_space(graph, capabilities)
     prepared = Prepared(source, engine.name, capabilities, space, EXAMPLE, {}, 1, {})
-    return measure(prepared, engine, MODEL, eval_fn, Goal(), Latency(budget_s=0.1))
+    return measure(prepared, engine, MODEL, eval_fn, goal or Goal(), Latency(budget_s=0.1))
 
 
 def test_fastest_form_wins():
@@ -117,6 +117,30 @@ def test_no_fp32_form_says_why():
 def test_score_of_zero_allows_no_relative_loss():
     with pytest.raises(EvaluationError, match="absolute"):
         measured(Engine(fp32=Form()), lambda model: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        (Goal(others={"recall": Goal()}), "'recall'"),
+        (Goal(confirm=lambda model: "good"), "`Goal.confirm`"),
+        (Goal(confirm=lambda model: 0.0), "absolute"),
+    ],
+)
+def test_what_the_goal_cannot_score_is_told_before_any_form_is_built(goal, message):
+    engine = Engine(fp32=Form())
+    with pytest.raises(EvaluationError, match=message):
+        measured(engine, lambda model: {"accuracy": 0.5}, goal)
+    assert engine.most_alive == 0
+
+
+def test_the_model_is_scored_once_on_the_split_that_confirms():
+    seen = []
+    goal = Goal(confirm=lambda model: seen.append(model) or {"accuracy": 0.25, "recall": 1.0})
+    baseline = measured(Engine(fp32=Form()), goal=goal)
+    assert (baseline.accuracy, baseline.confirm_accuracy) == (0.5, 0.25)
+    assert baseline.confirm_metrics == {"accuracy": 0.25, "recall": 1.0}
+    assert seen == [MODEL]
 
 
 def test_eval_fn_that_fails_is_told_before_any_form_is_built():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raysq.errors import EvaluationError
-from raysq.evaluation import check, evaluate
+from raysq.evaluation import Score, check, confirm, evaluate, loss
 from raysq.goal import Goal
 
 
@@ -124,3 +124,72 @@ def test_check_accepts_one_argument(eval_fn):
 def test_check_refuses_all_else(eval_fn):
     with pytest.raises(EvaluationError, match="eval_fn"):
         check(eval_fn)
+
+
+BOTH = Goal(0.01, others={"recall": Goal(0.02, "absolute"), "perplexity": Goal(0.1, higher_is_better=False)})
+BASE = {"accuracy": 0.8, "recall": 0.5, "perplexity": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "drop", "worst_drop", "reason"),
+    [
+        ({}, 0.0, 0.0, ""),
+        ({"accuracy": 0.76}, 0.05, 0.05, "loses 0.05, allowed is at most 1.000% relative loss"),
+        ({"recall": 0.48}, 0.0, 0.01, ""),  # exactly its tolerance is exactly the primary one's
+        ({"recall": 0.45}, 0.0, 0.04, "loses 0.05 of recall, allowed is at most 0.02 absolute loss"),
+        ({"perplexity": 11.0}, 0.0, 0.01, ""),
+        ({"perplexity": 13.0}, 0.0, 0.21, "loses 0.3 of perplexity"),
+        ({"accuracy": 0.76, "recall": 0.45}, 0.05, 0.05, "relative loss; loses 0.05 of recall"),
+        ({"accuracy": 0.88, "recall": 0.6, "perplexity": 5.0}, -0.1, -0.1, ""),  # the least gain decides
+    ],
+)
+def test_the_metric_that_passes_its_tolerance_by_most_decides(change, drop, worst_drop, reason):
+    found = loss(Score({**BASE, **change}, "accuracy"), 0.8, BASE, BOTH)
+    assert (found.drop, found.worst_drop) == (pytest.approx(drop), pytest.approx(worst_drop))
+    assert BOTH.holds(found.worst_drop) is (found.reason == "")
+    assert reason in found.reason
+
+
+def test_with_a_single_metric_its_own_drop_decides():
+    found = loss(Score({"accuracy": 0.7}, "accuracy"), 0.9, {"accuracy": 0.9}, Goal(0.1))
+    assert found.worst_drop == found.drop == Goal().drop(0.7, 0.9)  # to the last bit
+
+
+@pytest.mark.parametrize(
+    ("returned", "others", "primary"),
+    [
+        ({"f1": 0.5, "recall": 0.7}, {"recall": Goal()}, "f1"),  # the only one that is not among the others
+        ({"accuracy": 0.5, "f1": 0.5, "recall": 0.7}, {"recall": Goal()}, "accuracy"),
+    ],
+)
+def test_the_primary_metric_is_not_among_the_others(returned, others, primary):
+    assert evaluate(lambda m: returned, None, Goal(others=others)).primary == primary
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"accuracy": 0.5}, "the goal has 'recall' among its `others`, and `eval_fn` returned 'accuracy' only"),
+        ({"accuracy": 0.5, "recall": math.nan}, "finite; 'recall' is nan"),
+        ({"f1": 0.5, "bleu": 0.5, "recall": 0.7}, r"Goal\(metric='f1'\)"),
+        ({"recall": 0.7}, "'accuracy' is not among them"),
+        (0.5, "other metrics, 'recall', so .* must return a dict .* it returned 0.5"),
+        ((y for y in [(1, 2)]), "it yielded batches"),
+    ],
+    ids=repr,
+)
+def test_a_goal_of_several_metrics_needs_all_of_them(returned, message):
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(lambda m: returned, None, Goal(others={"recall": Goal()}))
+
+
+def test_the_other_metric_whose_baseline_is_zero_is_named():
+    zero = {"accuracy": 0.8, "recall": 0.0}
+    with pytest.raises(EvaluationError, match="the fp32 recall is 0"):
+        loss(Score(zero, "accuracy"), 0.8, zero, Goal(others={"recall": Goal()}))
+
+
+def test_confirm_is_scored_as_eval_fn_is():
+    assert confirm(None, Goal(metric="f1", confirm=lambda m: {"f1": 0.25, "recall": 1})).value == 0.25
+    with pytest.raises(EvaluationError, match=r"`Goal\.confirm` .*ZeroDivisionError"):
+        confirm(None, Goal(confirm=lambda m: 1 / 0))

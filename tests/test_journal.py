@@ -31,6 +31,9 @@ TIMED = TrialRecord(
     ratio=Ratio(0.4, 0.39, 0.41),
     metrics={"accuracy": 0.89},
     size_bytes=1000,
+    worst_drop=0.02,
+    size_ratio=0.3,
+    memory_ratio=0.5,
     node="host",
 )
 FAILED = TrialRecord(4, Recipe({}), {}, Status.FAILED, Stage.BUILD, reason="ValueError: so\nwhat")

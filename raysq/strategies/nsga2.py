@@ -15,14 +15,16 @@ from raysq.strategies.optuna_searcher import ConstrainedOptuna
 
 __all__ = ["NSGA2"]
 
-POPULATION = 10  # five generations in `raysq.tune`'s default budget; Optuna's 50 would all be random there
+POPULATION = 20  # Optuna's 50 would all be random in `raysq.tune`'s default budget; with 10 it soon stood still
 
 
 class NSGA2(Strategy):
     """The default recipe, then NSGA-II over the whole space: what no other trial beats in all objectives.
 
     The objectives are latency, accuracy and what else the goal names, each for itself; the goal's weights only pick
-    the winner. Infeasible trials rank behind feasible ones, by their loss. `Result.pareto_front` is what it found.
+    the winner. Infeasible trials rank behind feasible ones, by their loss. `Result.pareto_front` is what it found. It
+    needs several generations, and pays in large spaces, such as one dimension per call; in small ones random recipes
+    cover the front as well.
 
     Deb, Pratap, Agarwal, Meyarivan: A fast and elitist multiobjective genetic algorithm, IEEE Transactions on
     Evolutionary Computation 6 (2002). Crossover and mutation are Optuna's defaults.

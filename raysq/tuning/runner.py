@@ -15,8 +15,9 @@ from ray.tune.search import Searcher
 
 from raysq.errors import OptionError
 from raysq.evaluation import EvalFn
+from raysq.goal import Goal
 from raysq.journal import Entry, Journal, WarmStart
-from raysq.options import Goal, Latency, Workers
+from raysq.options import Latency, Workers
 from raysq.result import Baseline, TrialRecord
 from raysq.tuning.conductor import NOTHING, Conductor
 from raysq.tuning.live import Progress, shown

@@ -8,7 +8,7 @@ from typing import Any
 from ray.tune import Stopper
 
 from raysq.errors import EvaluationError
-from raysq.options import Criterion, Goal
+from raysq.goal import Criterion, Goal
 
 __all__ = ["AccuracyConstraintStopper"]
 

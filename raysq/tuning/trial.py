@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ray import tune
 
 from raysq import evaluation
-from raysq.options import Goal, Latency, Workers
+from raysq.errors import OptionError
+from raysq.goal import Goal
+from raysq.options import Latency, Workers
 from raysq.tuning import shipping
 from raysq.tuning.worker import Job, Worker, unusable
 
@@ -90,10 +92,16 @@ def trainable(
 
     Raises:
         EvaluationError: `eval_fn` can't be called, scored or pickled.
+        OptionError: the goal has a split for confirmation, which a Tuner never comes to.
         ModelError: the model can't be pickled; the message names the attribute.
     """
     evaluation.check(eval_fn)
     goal, latency = goal or Goal(), latency or Latency()
+    if goal.confirm is not None:
+        raise OptionError(
+            "`Goal.confirm` is scored by `raysq.tune` when its search ends. In a Tuner of your own leave it out, and "
+            "score the winner: `raysq.quantize(model, calib, recipe)`."
+        )
     if baseline is None:
         from raysq.baseline import measure
         from raysq.kernels import base

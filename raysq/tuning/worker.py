@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import resource
 import socket
 import tempfile
 import time
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raysq import evaluation, fingerprint
+from raysq import evaluation, fingerprint, memory
 from raysq.baseline import outputs
-from raysq.goal import Goal
+from raysq.goal import Goal, Objective
 from raysq.options import Latency
 from raysq.prediction import predicted_ratio
 from raysq.prepared import machine
@@ -75,7 +73,8 @@ class Worker:
             "node": socket.gethostname(),
             **machine(engine.capabilities(), job.prepared.num_threads),
         }
-        self._reference: BuiltModel | None = None
+        self._reference_model: BuiltModel | None = None
+        self._reference_growth = 0  # not measured yet
         self._candidate: BuiltModel | None = None
         self.begin({})
 
@@ -85,7 +84,9 @@ class Worker:
         self._config = config
         self._begun = time.perf_counter()
         self._spent = {"build_s": 0.0, "eval_s": 0.0, "timing_s": 0.0}
-        _reset_peak_memory()
+        self._peak = 0
+        with suppress(OSError):  # where it isn't allowed, the peak is that of the process so far
+            memory.reset_peak()
         self._report: Report = {
             "accuracy": UNKNOWN,
             "accuracy_drop": WORST,
@@ -133,7 +134,7 @@ class Worker:
             "build_s": self._spent["build_s"],
             "eval_s": self._spent["eval_s"],
             "overhead_s": time.perf_counter() - self._begun - spent,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": max(self._peak, memory.peak()),
             "done": self._report["status"] == Status.FAILED or self._report["stage"] == Stage.TIMED,
         }
 
@@ -145,6 +146,8 @@ class Worker:
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
             digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
+        with self._turns.shared():
+            memory_ratio = self._memory_ratio(built) if Objective.MEMORY in job.goal.objectives else UNKNOWN
         with self._clock("eval_s"):
             score = evaluation.evaluate(job.eval_fn, TakesTurns(built.model, self._turns), job.goal)
         loss = evaluation.loss(score, job.baseline.accuracy, job.baseline.metrics, job.goal)
@@ -159,6 +162,7 @@ class Worker:
             "speedup": 1 / predicted,
             "size_bytes": built.size_bytes,
             "size_ratio": built.size_bytes / job.baseline.size_bytes if job.baseline.size_bytes else UNKNOWN,
+            "memory_ratio": memory_ratio,
             "int8_calls": int8_calls,
             "digest": digest,
             "stage": Stage.EVALUATED.value,
@@ -169,11 +173,10 @@ class Worker:
 
     def _time(self, candidate: BuiltModel) -> None:
         job = self._job
-        if self._reference is None:
-            with self._turns.shared():
-                self._reference = self._engine.build_float(job.prepared.source, job.baseline.form)
+        with self._turns.shared():
+            reference = self._reference
         with self._clock("timing_s"), self._turns.alone():
-            timing = job.prepared.time(candidate, self._reference, job.latency)
+            timing = job.prepared.time(candidate, reference, job.latency)
         self._report |= {
             "latency_ratio": float(timing.ratio),
             "latency_ratio_low": timing.ratio.low,
@@ -184,6 +187,20 @@ class Worker:
             "pairs": json.dumps(timing.pairs),
             "stage": Stage.TIMED.value,
         }
+
+    def _memory_ratio(self, built: BuiltModel) -> float:
+        prepared = self._job.prepared
+        if not self._reference_growth:
+            self._reference_growth = prepared.memory_growth(self._reference)
+        self._peak = memory.peak()  # measuring resets it
+        return prepared.memory_growth(built) / self._reference_growth
+
+    @property
+    def _reference(self) -> BuiltModel:
+        """The fastest fp32 form, built once."""
+        if self._reference_model is None:
+            self._reference_model = self._engine.build_float(self._job.prepared.source, self._job.baseline.form)
+        return self._reference_model
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
@@ -206,13 +223,3 @@ def unusable(exc: Exception) -> Report:
         "reason": f"the worker can't load the model or `eval_fn`: {type(exc).__name__}: {exc}",
         "done": True,
     }
-
-
-def _reset_peak_memory() -> None:
-    with suppress(OSError):  # where it isn't allowed, the peak is that of the process so far
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory() -> int:
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

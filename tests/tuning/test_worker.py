@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from raysq import memory
+from raysq.goal import Goal
 from raysq.kernels import reference
-from raysq.options import Goal, Latency
+from raysq.options import Latency
 from raysq.recipe import Precision, Recipe
 from raysq.result import Stage, Status
 from raysq.tuning.records import record
 from raysq.tuning.worker import Job, Worker
 
 KEYS = {
-    *("accuracy", "accuracy_drop", "baseline_accuracy", "feasible", "int8_calls", "metrics"),
+    *("accuracy", "accuracy_drop", "worst_drop", "baseline_accuracy", "feasible", "int8_calls", "metrics"),
     *("latency_ratio", "latency_ratio_low", "latency_ratio_high", "latency_ms", "latency_predicted", "speedup"),
-    *("size_bytes", "peak_memory_bytes", "build_s", "eval_s", "overhead_s"),
+    *("size_bytes", "size_ratio", "memory_ratio", "peak_memory_bytes", "build_s", "eval_s", "overhead_s"),
     *("recipe", "digest", "stage", "status", "reason", "node", "label", "done"),
 }
 CALLS = ["0", "2", "4"]
@@ -27,8 +29,9 @@ ALL_FLOAT = {"op/" + name: "fp32" for name in CALLS}
 
 @pytest.fixture
 def worker(prepared, baseline):
-    def make(eval_fn=lambda model: 1.0, engine=None):
-        job = Job(prepared, eval_fn, Goal(), Latency(budget_s=0.01), baseline)
+    def make(eval_fn=lambda model: 1.0, engine=None, goal=None):
+        base = replace(baseline, metrics={"accuracy": 1.0, "recall": 0.5}, size_bytes=100_000)
+        job = Job(prepared, eval_fn, goal or Goal(), Latency(budget_s=0.01), base)
         return Worker(job, engine or reference.Engine())
 
     return make
@@ -73,6 +76,39 @@ def test_feasible(worker, config, accuracy, feasible, reason):
     assert report["feasible"] is feasible
     assert reason in report["reason"]
     assert report["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("recall", "feasible", "reason"), [(0.5, True, ""), (0.4, False, "loses 0.1 of recall, allowed is at most 0.05")]
+)
+def test_every_metric_of_the_goal_must_hold(worker, recall, feasible, reason):
+    goal = Goal(others={"recall": Goal(0.05, "absolute")})
+    trial = worker(lambda model: {"accuracy": 1.0, "recall": recall}, goal=goal)
+    trial.begin({})
+    report = trial.advance()
+    assert (report["feasible"], report["accuracy_drop"]) == (feasible, 0.0)
+    assert report["reason"].startswith(reason)
+    kept = record(0, {}, report)
+    assert goal.holds(kept.loss) is feasible
+
+
+def test_size_is_a_ratio_to_the_fastest_fp32_form(worker):
+    trial = worker()
+    trial.begin({})
+    kept = record(0, {}, trial.advance())
+    assert kept.size_ratio == kept.size_bytes / 100_000
+    assert kept.memory_ratio is None  # not among the objectives
+
+
+def test_memory_is_measured_where_it_is_an_objective(worker, monkeypatch):
+    monkeypatch.setattr(memory, "growth", lambda model, args, kwargs: next(grown))
+    grown = iter([1000, 400, 2500])  # the fp32 form once, then each candidate
+    trial = worker(goal=Goal(objectives={"latency": 1, "memory": 0.5}))
+    ratios = []
+    for _ in range(2):
+        trial.begin({})
+        ratios.append(record(0, {}, trial.advance()).memory_ratio)
+    assert ratios == [0.4, 2.5]
 
 
 def raises(model):
