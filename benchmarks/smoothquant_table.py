@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from workload_table import insert, where
 
+from raysq.goal import Goal
 from raysq.graph import OpType
 from raysq.kernels import base
 from raysq.kernels.base import Backend, BuiltModel
-from raysq.options import Goal, Latency, Smoothing
+from raysq.options import Latency, Smoothing
 from raysq.prepared import Prepared, prepare
 from raysq.recipe import Precision, Recipe, Rounding, Transform
 

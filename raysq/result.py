@@ -122,16 +122,12 @@ class TrialRecord:
         stage: how far it came.
         accuracy: the goal's metric; None if the trial failed before it.
         accuracy_drop: loss against the baseline, as the goal counts it.
-        worst_drop: that of the metric that decides, see `evaluation.Loss`; None: that of the only one.
         feasible: within all tolerances, with at least one op really in int8.
         latency_ms: median, None if it was not timed.
         latency_ratio: against the fastest fp32; a prediction where `ratio` is None.
         ratio: the measured ratio with its interval, None if it was not timed.
         metrics: every metric that eval_fn returned.
         size_bytes: size of the built model.
-        size_ratio: against that of the fastest fp32 form.
-        memory_ratio: what a forward adds to the resident memory at its peak, against the same of the fastest fp32
-            form; measured where the goal has memory among its objectives.
         peak_memory_bytes: peak resident memory of the worker.
         int8_calls: how many calls really ran in int8.
         build_s: seconds to build and warm up.
@@ -141,6 +137,10 @@ class TrialRecord:
         digest: fingerprint of the built model's outputs on the example inputs.
         label: what the strategy calls this trial.
         reason: why it failed, or why it is not feasible; "" otherwise.
+        worst_drop: that of the metric that decides, see `evaluation.Loss`; None: that of the only one.
+        size_ratio: against that of the fastest fp32 form.
+        memory_ratio: what a forward adds to the resident memory at its peak, against the same of the fastest fp32
+            form; measured where the goal has memory among its objectives.
     """
 
     trial: int
@@ -150,15 +150,12 @@ class TrialRecord:
     stage: Stage
     accuracy: float | None = None
     accuracy_drop: float | None = None
-    worst_drop: float | None = None
     feasible: bool = False
     latency_ms: float | None = None
     latency_ratio: float | None = None
     ratio: Ratio | None = None
     metrics: Mapping[str, float] | None = None
     size_bytes: int | None = None
-    size_ratio: float | None = None
-    memory_ratio: float | None = None
     peak_memory_bytes: int | None = None
     int8_calls: int = 0
     build_s: float = 0.0
@@ -168,6 +165,9 @@ class TrialRecord:
     digest: str = ""
     label: str = ""
     reason: str = ""
+    worst_drop: float | None = None
+    size_ratio: float | None = None
+    memory_ratio: float | None = None
 
     @property
     def loss(self) -> float:

@@ -33,13 +33,14 @@ from raysq.errors import (
     OptionError,
     RecipeError,
 )
+from raysq.goal import Criterion, Goal
 from raysq.inspection import deployable
 from raysq.kernels import base
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.executed import NOT_FUSED
 from raysq.kernels.ipex_qconf import prepared_model
 from raysq.observation import observe
-from raysq.options import Criterion, Goal, Smoothing
+from raysq.options import Smoothing
 from raysq.recipe import OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig, Transform
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import test modules

@@ -13,7 +13,7 @@ import torch
 import raysq
 from raysq import cli, journal
 from raysq.recipe import Recipe
-from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
+from raysq.result import Baseline, Confirmation, Ratio, Stage, Status, TrialRecord
 
 
 @pytest.fixture
@@ -36,6 +36,9 @@ def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "cli_workload.py")
 
 
+CONFIRMATION = Confirmation(0.79, 0.8, 0.0125, 0.0125, holds=False, tried=5)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What raysq.tune was called with."""
@@ -51,6 +54,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             accuracy=0.9,
             baseline=SimpleNamespace(accuracy=0.9),
             speedup=2.0,
+            trials=(1, 2, 3),
+            confirmation=CONFIRMATION if max_trials == 7 else None,
             save=lambda path: seen.update(saved=str(path)),
         )
 
@@ -63,6 +68,17 @@ def test_tune_runs_what_a_function_returns(workload: str, asked: dict[str, Any],
     assert cli.main(["tune", f"{workload}:{name}", "--max-trials", "7", "--save", "out"]) == 0
     assert isinstance(asked.pop("model"), torch.nn.Linear)
     assert asked == {"tolerance": tolerance, "max_trials": 7, "strategy": "auto", "saved": "out"}
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [("6", "not confirmed: the best of 3 trials on one evaluation set"), ("7", f"{CONFIRMATION}")],
+)
+def test_it_says_whether_the_winner_is_confirmed(
+    workload: str, asked: dict[str, Any], trials: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["tune", f"{workload}:triple", "--max-trials", trials])
+    assert capsys.readouterr().out.splitlines()[-1] == said
 
 
 def test_module_name_works_as_well_as_a_file(workload: str, asked: dict[str, Any]) -> None:

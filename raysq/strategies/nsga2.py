@@ -23,8 +23,7 @@ class NSGA2(Strategy):
 
     The objectives are latency, accuracy and what else the goal names, each for itself; the goal's weights only pick
     the winner. Infeasible trials rank behind feasible ones, by their loss. `Result.pareto_front` is what it found. It
-    needs several generations, and pays in large spaces, such as one dimension per call; in small ones random recipes
-    cover the front as well.
+    learns from generation to generation: give it a hundred trials or more.
 
     Deb, Pratap, Agarwal, Meyarivan: A fast and elitist multiobjective genetic algorithm, IEEE Transactions on
     Evolutionary Computation 6 (2002). Crossover and mutation are Optuna's defaults.

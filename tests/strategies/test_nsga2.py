@@ -1,14 +1,13 @@
-"""NSGA-II sees each objective for itself, obeys the constraint, and spreads over the front."""
+"""NSGA-II sees each objective for itself and the constraint; what the goal makes small counts in every strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 from ray.tune.search import Searcher
-from simulation import Simulation, make_graph
+from simulation import Simulation
 
 from raysq import strategies
 from raysq.errors import OptionError
@@ -62,30 +61,6 @@ def test_a_trial_with_an_unknown_objective_has_failed() -> None:
     sim = Simulation(sensitive=0)
     result = {**sim.run(sim.space().default()), "size_ratio": float("nan")}
     assert told({"size": 1}, result).state.name == "FAIL"
-
-
-def hypervolume(records: list[TrialRecord], sim: Simulation) -> float:
-    """Return the share of the unit cube of latency, size and tolerated loss that the feasible trials beat."""
-    axis = (np.arange(20) + 0.5) / 20
-    cells = np.stack(np.meshgrid(axis, axis, axis), -1)
-    beaten = np.zeros(cells.shape[:-1], bool)
-    for r in records:
-        if r.feasible and r.size_ratio is not None:
-            point = np.array([r.latency_bound, r.size_ratio, r.loss / sim.tolerance])
-            beaten |= (point <= cells).all(-1)
-    return float(beaten.mean())
-
-
-def test_it_covers_more_of_the_front_of_a_large_space_than_random_search() -> None:
-    found = {"nsga2": 0.0, "random": 0.0}
-    calls = [call for call in Simulation().graph.calls if call.weight][:12]
-    for name in found:
-        for seed in range(3):
-            sim = Simulation(seed=seed, sensitive=3, tolerance=0.03, objectives=EQUAL, graph=make_graph(calls))
-            strategy = strategies.get(name).bind(sim.space().per_op(), sim.goal, 120, seed)
-            found[name] += hypervolume(run(strategy, sim, 120), sim)
-    print(found)
-    assert found["nsga2"] > found["random"]
 
 
 @pytest.mark.parametrize("size", [1, 0, 2.5, True])

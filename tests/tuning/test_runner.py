@@ -14,8 +14,9 @@ from ray import cloudpickle, tune
 
 from raysq import strategies
 from raysq.errors import OptionError
+from raysq.goal import Goal
 from raysq.journal import Header, Journal, read
-from raysq.options import Goal, Latency, Workers
+from raysq.options import Latency, Workers
 from raysq.result import Stage, Status
 from raysq.tuning.runner import run
 
@@ -172,8 +173,9 @@ import sys, time
 from pathlib import Path
 from ray import cloudpickle
 from raysq import strategies
+from raysq.goal import Goal
 from raysq.journal import Header, Journal
-from raysq.options import Goal, Latency, Workers
+from raysq.options import Latency, Workers
 from raysq.tuning.runner import run
 
 directory = Path(sys.argv[1])
