@@ -11,7 +11,7 @@ from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import MSE
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, ratio_of
 from raysq.strategies.bisection import bisected, shrunk
-from raysq.strategies.following import follow
+from raysq.strategies.following import follow, teach
 from raysq.strategies.moves import (
     Change,
     flippable,
@@ -232,10 +232,7 @@ class Auto(Strategy):
         if not space.dimensions:
             return
         engine = ConstrainedOptuna(space, self.goal, tpe_sampler(self.seed))
-        for record in history:
-            config = space.config(record.recipe)
-            if len(config) == len(space.dimensions):  # no override: the point says all about the recipe
-                engine.learn(config, record)
+        teach(engine, space, history)
         yield from follow(engine, space, history, "tpe")
 
     @property

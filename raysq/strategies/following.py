@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from raysq.errors import SpaceError
 from raysq.goal import Goal
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
 from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal
+from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.tuning.records import to_result
 
-__all__ = ["follow", "penalised", "tell"]
+__all__ = ["follow", "penalised", "teach", "tell"]
 
 WORST_RATIO = 2.0  # a feasible recipe is hardly ever this slow, so each infeasible one ranks behind
 
@@ -81,6 +83,17 @@ def tell(
         engine.on_trial_complete(trial_id, result=None, error=True)
     else:
         engine.on_trial_complete(trial_id, result=view(record))
+
+
+def teach(engine: ConstrainedOptuna, space: SearchSpace, records: Iterable[TrialRecord]) -> None:
+    """Tell a searcher of trials that it didn't suggest: those that a point of its space says all about."""
+    for record in records:
+        try:
+            config = space.config(record.recipe)
+        except SpaceError:
+            continue
+        if len(config) == len(space.dimensions):  # no override
+            engine.learn(config, record)
 
 
 def penalised(record: TrialRecord, goal: Goal) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from optuna.samplers import NSGAIISampler
 from raysq.errors import OptionError
 from raysq.options import is_whole
 from raysq.strategies.base import Barrier, History, Proposal, Strategy
-from raysq.strategies.following import follow
+from raysq.strategies.following import follow, teach
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 
 __all__ = ["NSGA2"]
@@ -51,4 +51,5 @@ class NSGA2(Strategy):
             return
         sampler = NSGAIISampler(seed=self.seed, population_size=self.population_size)
         engine = ConstrainedOptuna(self.space, self.goal, sampler, points=[self.space.config(default)], front=True)
+        teach(engine, self.space, (known for known in history if known.recipe != default))  # of a warm start
         yield from follow(engine, self.space, history, self.name)

@@ -21,7 +21,7 @@ from raysq.recipe import Recipe
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace, flatten
 from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy
-from raysq.strategies.following import penalised, tell
+from raysq.strategies.following import penalised, teach, tell
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.tuning.domains import domains
 from raysq.tuning.records import record, to_result
@@ -259,9 +259,7 @@ class Conductor(Searcher):
         if isinstance(self.inner, Strategy):
             self.inner.learn(ended)
         elif isinstance(self.inner, ConstrainedOptuna):
-            config = self.space.config(ended.recipe)
-            if len(config) == len(self.space.dimensions):  # no override: the point says all about the recipe
-                self.inner.learn(config, ended)
+            teach(self.inner, self.space, [ended])
 
     def _why_over(self) -> str:
         patience = max(MIN_PATIENCE, self.max_trials // 4)

@@ -16,6 +16,7 @@ from simulation import Simulation
 
 from raysq import strategies
 from raysq.journal import Entry, WarmStart
+from raysq.result import TrialRecord
 from raysq.strategies.base import BARRIER, Proposal, Strategy
 from raysq.tuning.conductor import Conductor
 from raysq.tuning.records import record
@@ -273,6 +274,22 @@ def test_optuna_learns_what_the_warm_start_knows_and_tries() -> None:
     inner = strategies.ConstrainedOptuna(sim.space(), sim.goal, RandomSampler(seed=1))
     drive(conductor(sim, inner, trials=5, warm_start=started(sim)), sim)
     assert len(inner._ot_study.trials) == 6 + 5
+
+
+@pytest.mark.parametrize("name", ["nsga2"])
+def test_a_sampler_within_a_strategy_learns_of_the_warm_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim, learned = Simulation(seed=3), set()
+    learn = strategies.ConstrainedOptuna.learn
+
+    def noted(self: strategies.ConstrainedOptuna, config: Any, ended: TrialRecord) -> None:
+        learned.add(ended.recipe.digest)
+        learn(self, config, ended)
+
+    monkeypatch.setattr(strategies.ConstrainedOptuna, "learn", noted)
+    start = started(sim)
+    drive(conductor(sim, name, trials=5, warm_start=start), sim)
+    given = {*digests_of(start), *(entry.record.recipe.digest for entry in start.entries)}
+    assert learned == given - {sim.space().default().digest}  # that one it suggests, and is told
 
 
 def test_with_stop_at_first_a_known_feasible_recipe_ends_the_search_at_once() -> None:
