@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
     "available",
     "check",
     "get",
+    "with_approaches",
 ]
 
 BACKENDS: Mapping[str, str] = {
@@ -79,6 +80,11 @@ class Capabilities:
     transforms: tuple[Transform, ...] = tuple(Transform)
     smooths: tuple[str, ...] | None = None
 
+    @property
+    def approaches(self) -> set[Approach]:
+        """The approaches that some kind of call has a kernel for."""
+        return {approach for capability in self.ops.values() for approach in capability.approaches}
+
     def may_smooth(self, call: Call) -> bool:
         """Whether the input of a call may be divided by scales."""
         own = call.module != "" and call.name.partition("#")[0] == call.module
@@ -116,7 +122,7 @@ class Source:
     Attributes:
         model: the fp32 model, batch norms folded, in-place ops out of place, in eval mode.
         graph: its calls.
-        stats: its calibration statistics; None suffices for float forms and dynamic recipes.
+        stats: its calibration statistics; None suffices for float forms and for recipes without static calls.
         args: positional example inputs.
         kwargs: keyword example inputs.
         absorb: whether smoothing scales go into whatever makes an activation, where that is exact; False keeps
@@ -264,6 +270,12 @@ def get(name: str) -> Backend:
     if reason:
         raise BackendError(f"backend {name!r} can't run here: {reason}")
     return engine
+
+
+def with_approaches(approaches: Iterable[Approach]) -> list[str]:
+    """Return the names of the backends that have one of these approaches on this CPU, installed or not."""
+    engines = [importlib.import_module(module).Engine() for module in BACKENDS.values()]
+    return [engine.name for engine in engines if set(approaches) & engine.capabilities().approaches]
 
 
 def available() -> Backend:

@@ -63,7 +63,7 @@ def _round(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
 
 
 class Engine:
-    """The reference backend: every pair of scheme and type, static and dynamic, on any CPU."""
+    """The reference backend: every pair of scheme and type, every approach, on any CPU."""
 
     name = "reference"
 
@@ -76,7 +76,7 @@ class Engine:
         precisions = (Precision.INT8, Precision.BF16, Precision.FP32)
         granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
         approaches = (Approach.STATIC, Approach.DYNAMIC)
-        weighted = OpCapability(precisions, approaches, ALL_PAIRS, ALL_PAIRS[1:] + ALL_PAIRS[:1], granularities)
+        weighted = OpCapability(precisions, tuple(Approach), ALL_PAIRS, ALL_PAIRS[1:] + ALL_PAIRS[:1], granularities)
         plain = OpCapability(precisions, approaches, ALL_PAIRS)
         ops = {op: weighted if op.has_weight else plain for op in OpType}
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())

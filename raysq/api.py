@@ -90,8 +90,8 @@ def tune(
         strategy: a name from `raysq.strategies`, or a Ray Tune searcher.
         strategy_kwargs: arguments of a named strategy.
         backend: "ipex" or "reference"; None takes the fastest that can run here.
-        approach: "static", "dynamic", "auto", or "qat": static, of the model that `train_fn` has trained under the
-            default recipe.
+        approach: "static", "dynamic", "auto" (static or dynamic per call), "weight_only", or "qat": static, of the
+            model that `train_fn` has trained under the default recipe.
         max_trials: trials at most, those of a resumed run included, >= 1.
         timeout_s: seconds the search may take, > 0; None for no limit.
         stop_at_first: end with the first recipe that meets the goal.
@@ -241,10 +241,11 @@ def quantize(
 
     Args:
         model: fp32 module on the CPU, or "module:function".
-        calib: calibration batches; None for approach "dynamic" with `example_inputs`.
+        calib: calibration batches; None for approach "dynamic" or "weight_only" with `example_inputs`.
         recipe: what runs how; None takes the default of the search space.
         backend: its name; None takes the fastest that can run here.
-        approach: "static", "dynamic", "auto", or "qat": static, after `train_fn`.
+        approach: "static", "dynamic", "auto" (static or dynamic per call), "weight_only", or "qat": static, after
+            `train_fn`.
         example_inputs: what the model is traced with; default the first calibration batch.
         smoothing: how the alphas of the default recipe are found; None: for each group, where it pays; False: none.
         train_fn: for approach "qat": trains the module that it gets, which rounds as int8 will, in place.

@@ -240,7 +240,7 @@ def _expand(choices: OpChoices, call: Call, approaches: tuple[Approach, ...], re
         for approach in _kept(choices.approaches, approaches):
             activation = choices.activation
             pairs, found = activation.pairs, activation.algorithms
-            if approach is Approach.DYNAMIC:  # the range is taken from each input as it comes
+            if approach is not Approach.STATIC:  # the range is taken from each input as it comes, or there is none
                 pairs, found, roundings = pairs[:1], (MinMax(),), (Rounding.NEAREST,)
             reduced = (True, False) if reduce and approach is Approach.STATIC else (reduce,)
             tensors = [

@@ -39,7 +39,7 @@ class CallPlan:
     Attributes:
         config: what the recipe asks for.
         inputs: parameters of each activation; None for one that stays as it is (a sum's operand that comes straight
-            from an accumulator), and for all of them where the approach is dynamic.
+            from an accumulator), and for all of them where the approach isn't static.
         weights: parameters of each weight matrix by its position, empty for calls without one.
         output: parameters of the result where the int8 kernel returns integers only, else None.
         multiplier: (channels,) what its first activation is multiplied by, 1 / s of SmoothQuant, where nothing before
@@ -101,7 +101,7 @@ class Planner:
             weights = self._weight_params(call, config.weight)
             if weights is None:
                 return CallPlan(config, reason="its weight is computed in the forward, not a parameter")
-        if config.approach is Approach.DYNAMIC:
+        if config.approach is not Approach.STATIC:
             return CallPlan(config, (None,) * len(call.tensors), weights)
         if self._stats is None:
             return CallPlan(config, reason="static quantization needs calibration statistics")

@@ -33,6 +33,9 @@ from raysq.switches import Switches, read_switches, with_switches
 __all__ = ["Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
 
 
+UNCALIBRATED = ("dynamic", "weight_only")  # approaches that need no statistics
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A model that is ready to be searched; made by `raysq.prepare`.
@@ -113,9 +116,10 @@ def prepare(
 
     Args:
         model: fp32, on the CPU; or "module:function" that returns it.
-        calib: calibration batches, or `raysq.Calibration`; None for approach "dynamic" with `example_inputs`.
+        calib: calibration batches, or `raysq.Calibration`; None for approach "dynamic" or "weight_only" with
+            `example_inputs`.
         backend: a name; None takes the fastest that can run here.
-        approach: "static", "dynamic" or "auto".
+        approach: "static", "dynamic", "auto" (static or dynamic per call) or "weight_only".
         example_inputs: what deployment is traced with; default the first calibration batch.
         latency_inputs: what is timed; default the example inputs.
         num_threads: threads of deployment, >= 1; default the physical cores.
@@ -144,8 +148,10 @@ def prepare(
     if smooth is not None and smoothing is not None and smooth == (smoothing is False):
         raise OptionError(f"`smoothing`={smoothing!r} and switch 'smooth_quant' contradict each other. Leave one out.")
     engine = base.get(backend) if backend else base.available()
-    if calib is None and (approach != "dynamic" or example_inputs is None):
-        raise CalibrationError('`calib` may be None for approach="dynamic" with `example_inputs` only.')
+    if calib is None and (approach not in UNCALIBRATED or example_inputs is None):
+        raise CalibrationError(
+            '`calib` may be None for approach="dynamic" and approach="weight_only" with `example_inputs` only.'
+        )
     batches = iter(()) if calib is None else Calibration.of(calib).batches(evaluating(model))
     if calib is None:
         args, kwargs = as_call(example_inputs)

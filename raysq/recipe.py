@@ -49,10 +49,11 @@ class Precision(StrEnum):
 
 
 class Approach(StrEnum):
-    """When activations get their quantization parameters: before deployment, or at each call."""
+    """When activations get their quantization parameters: before deployment, at each call, or never."""
 
     STATIC = "static"
     DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight_only"  # the weight has eight bits, the call computes in float
 
 
 class QuantDType(StrEnum):
@@ -152,8 +153,8 @@ class OpConfig:
     """How one call runs. The fields after `precision` matter for int8 only.
 
     Attributes:
-        precision: the type it computes in.
-        approach: static or dynamic quantization of its activations.
+        precision: the type it computes in; of a weight-only call the type of its weight.
+        approach: static, dynamic or no quantization of its activations.
         activation: how its inputs are quantized.
         weight: how its weight is quantized; ignored by calls that have none.
         rounding: how the weight is rounded.
@@ -173,6 +174,11 @@ class OpConfig:
     def is_int8(self) -> bool:
         """Whether the call computes in int8."""
         return self.precision is Precision.INT8
+
+    @property
+    def reads_int8(self) -> bool:
+        """Whether the call's activations are quantized."""
+        return self.is_int8 and self.approach is not Approach.WEIGHT_ONLY
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` is its inverse."""
@@ -286,8 +292,8 @@ class Recipe:
         int8 = [config for config in self.ops.values() if config.is_int8]
         if any(config.precision is Precision.BF16 for config in self.ops.values()):
             reasons.append("bf16 is global in IPEX (autocast), a qconf has no bf16 per op")
-        if any(config.approach is Approach.DYNAMIC for config in int8):
-            reasons.append("dynamic quantization is chosen by a qconfig mapping, not by the qconf")
+        if any(config.approach is not Approach.STATIC for config in int8):
+            reasons.append("dynamic and weight-only quantization are chosen by a qconfig mapping, not by the qconf")
         if any(config.rounding is not Rounding.NEAREST for config in int8):
             reasons.append("a qconf holds scales, not weights: adaptive rounding is lost")
         if any((c.activation.dtype, c.activation.scheme) == (QuantDType.S8, Scheme.AFFINE) for c in int8):

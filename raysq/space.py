@@ -42,7 +42,7 @@ from raysq.features import (
     reordered,
 )
 from raysq.graph import Call, ModelGraph
-from raysq.kernels.base import Capabilities
+from raysq.kernels.base import Capabilities, with_approaches
 from raysq.model_choices import ModelChoices
 from raysq.recipe import Approach, OpConfig, Recipe
 from raysq.spelling import parse, spell
@@ -50,7 +50,12 @@ from raysq.spelling import parse, spell
 __all__ = ["RESERVED", "Dimension", "Per", "SearchSpace", "Value", "build_space", "flatten"]
 
 RESERVED = ("label", "trial", "seen")  # keys that travel in a trial's config beside the point: who suggested it, when
-APPROACHES = {"static": (Approach.STATIC,), "dynamic": (Approach.DYNAMIC,), "auto": tuple(Approach)}
+APPROACHES = {
+    "static": (Approach.STATIC,),
+    "dynamic": (Approach.DYNAMIC,),
+    "auto": (Approach.STATIC, Approach.DYNAMIC),
+    "weight_only": (Approach.WEIGHT_ONLY,),
+}
 
 
 @dataclass(frozen=True)
@@ -375,12 +380,13 @@ def build_space(
         description: a bundled one by name, the path of a YAML file or its content; None: that of the backend.
         op_type_dict: rules by type.
         op_name_dict: rules by name.
-        approach: "static", "dynamic" (calls that can't are left in float) or "auto" (both).
+        approach: "static", "dynamic" or "weight_only" (calls that can't are left in float), or "auto" (static and
+            dynamic).
         rankings: name to calls, the most sensitive first.
 
     Raises:
         SpaceError: a malformed description or rule, or nothing may run in int8.
-        OptionError: an unknown approach.
+        OptionError: an approach that is unknown, or that the backend lacks.
 
     Example:
         >>> rules = {"head|blocks\\.0\\..*": {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}}
@@ -388,6 +394,9 @@ def build_space(
     """
     if approach not in APPROACHES:
         raise OptionError(unknown("approach", approach, APPROACHES))
+    if capabilities.approaches and not set(APPROACHES[approach]) & capabilities.approaches:
+        able = " or ".join(f"backend={name!r}" for name in with_approaches(APPROACHES[approach]))
+        raise OptionError(f"backend {capabilities.backend!r} has no kernel for approach={approach!r}. Pass {able}.")
     if not isinstance(description, Description):
         description = load(capabilities.backend if description is None else description)
     options = call_options(graph, capabilities, description, APPROACHES[approach], op_type_dict, op_name_dict)

@@ -206,7 +206,7 @@ class TestErrors:
             ('{"ops": {"fc": {}}}', "unknown Precision None"),
             ('{"ops": {"fc": {"precision": "int4"}}}', "unknown Precision 'int4'.*Did you mean 'int8'"),
             (recipe_json(aproach="static"), "unknown key in a call's configuration: 'aproach'.*'approach'"),
-            (recipe_json(approach="qat"), "unknown Approach 'qat'; known are dynamic, static"),
+            (recipe_json(approach="qat"), "unknown Approach 'qat'; known are dynamic, static, weight_only"),
             (recipe_json(rounding="up"), "unknown Rounding 'up'"),
             (recipe_json(activation=[]), "a tensor configuration must be an object, got list"),
             (recipe_json(activation={"dtype": "int4"}), "unknown QuantDType 'int4'"),

@@ -76,7 +76,7 @@ def _relative_error(
     rows = [tensor(stats.rows[:ROWS]) for stats in inputs]
     if call.op is OpType.ADD and len(rows) == 2 and rows[0].shape == rows[1].shape and rows[0].numel():
         return noise_to_signal(rows[0] + rows[1], rounded(rows[0], params[0]) + rounded(rows[1], params[1]))
-    operands = [_histogram_noise(stats.histogram, p) for stats, p in zip(inputs, params, strict=True)]
+    operands = [_histogram_noise(s.histogram, p) for s, p in zip(inputs, params, strict=True) if config.reads_int8]
     if weight is None:
         return sum(operands)
     int8_weight = rounded(weight, weight_params(weight.numpy(), config.weight, channel_axis(call)))
@@ -84,7 +84,7 @@ def _relative_error(
     if read is None:
         return sum(operands) + noise_to_signal(weight, int8_weight)
     signal = outputs(call, read, weight)
-    return noise_to_signal(signal, outputs(call, rounded(read, params[0]), int8_weight))
+    return noise_to_signal(signal, outputs(call, rounded(read, params[0]) if config.reads_int8 else read, int8_weight))
 
 
 def _input_params(stats: TensorStats, config: OpConfig) -> QParams:

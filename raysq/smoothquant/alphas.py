@@ -106,11 +106,11 @@ def advised_alphas(source: Source, recipe: Recipe) -> dict[str, float]:
 
 
 def smoothable(graph: ModelGraph, recipe: Recipe) -> list[str]:
-    """Return the groups that have an int8 call; without those of convolutions that would need a multiplication."""
+    """Return the groups that have a call that reads int8; without convolutions that would need a multiplication."""
     return [
         name
         for name, group in graph.groups.items()
-        if any(recipe.config(call).is_int8 for call in group.calls)
+        if any(recipe.config(call).reads_int8 for call in group.calls)
         and (group.producers or not any(graph[call].op.is_conv for call in group.calls))
     ]
 
