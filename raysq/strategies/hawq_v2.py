@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from raysq.errors import OptionError
 from raysq.goal import Goal
 from raysq.kernels.base import Source
+from raysq.op_times import OpTimes
 from raysq.sensitivities import HAWQv2, rank
 from raysq.sensitivities.loss import Loss, check_labels
 from raysq.sensitivities.simulation import kept_items
@@ -56,6 +57,7 @@ class HAWQv2Order(Strategy):
         seed: int = 0,
         source: Source | None = None,
         costs: Costs | None = None,
+        times: OpTimes | None = None,
     ) -> Self:
         """Say what is searched, see `Strategy.bind`; returns itself.
 
@@ -64,7 +66,7 @@ class HAWQv2Order(Strategy):
         """
         if source is not None and costs is None:
             check_labels(kept_items(source, self.name), self.name)
-        return super().bind(space, goal, max_trials, seed, source, costs)
+        return super().bind(space, goal, max_trials, seed, source, costs, times)
 
     def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
         """Yield the default, then the fallback."""
