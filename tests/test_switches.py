@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from driving import drive, make
 from simulation import CAPABILITIES, Simulation, make_call, make_graph
 from torch import nn
 
 import raysq
+from raysq import strategies
 from raysq.errors import InputError, OptionError, SpaceError
 from raysq.graph import OpType
 from raysq.model_choices import ModelChoices
@@ -86,6 +88,18 @@ def test_what_is_fixed_is_no_longer_free(name: str) -> None:
     assert tuple(free_switches(SPACE)) == NAMES
     for value in (True, False):
         assert set(free_switches(with_switches(SPACE, {name: value}))) == {*NAMES} - {name}
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])
+def test_what_is_fixed_holds_in_all_that_a_strategy_proposes(name: str) -> None:
+    fixed = {"adaround": True, "equalization": False, "first_op_float": True, "last_op_float": False}
+    plain = replace(SPACE, model=replace(SPACE.model, kinds={}, everywhere=()))
+    sim = Simulation(graph=SPACE.graph, sensitive=2)
+    strategy = make(name, sim, with_switches(plain, fixed))
+    drive(strategy, sim)
+    assert strategy.history
+    for record in strategy.history:
+        assert {key: is_on(key, record.recipe) for key in fixed} == fixed
 
 
 def test_none_leaves_a_switch_to_the_search() -> None:

@@ -138,12 +138,13 @@ def accumulated(
     def trial(count: int) -> Stage:
         return together([Proposal(first(count), f"{count} calls in {precision} by {order}")], history, until)
 
-    bottom, top = 0, len(calls)
-    if until - history.proposed >= top:
-        for count in range(1, top + 1):
+    if until - history.proposed >= len(calls):
+        for count in range(1, len(calls) + 1):
             yield from trial(count)
             if passes(history, first(count)):
                 return
+        return
+    bottom, top = 0, len(calls)
     while top - bottom > 1:
         count = (top + bottom) // 2
         yield from trial(count)

@@ -19,7 +19,7 @@ __all__ = ["Stage", "all_switches", "alphas", "dynamic", "every_switch", "least"
 
 Stage = Generator[Proposal | Barrier, None, list[Recipe]]  # returns what was tried
 
-ELSEWHERE = ("approach", "rounding")  # features that have a stage or a switch of their own
+ELSEWHERE = (".approach", ".rounding")  # features that have a stage or a switch of their own
 
 
 def together(proposals: Iterable[Proposal], history: History, until: int) -> Stage:
@@ -65,11 +65,10 @@ def op_types(space: SearchSpace, start: Recipe) -> Iterator[Proposal]:
         space: its choices per type of call.
         start: the smoothing and transforms of all.
     """
-    choices = {
-        name: values[1:]
-        for name, values in space.choices.items()
-        if _is_feature(space, name) and name.rpartition(".")[2] not in ELSEWHERE and len(values) > 1
-    }
+    default = space.default()
+    features = [name for name in space.choices if _is_feature(space, name) and not name.endswith(ELSEWHERE)]
+    effective = {name: [v for v in space.choices[name] if space.recipe({name: v}) != default] for name in features}
+    choices = {name: values for name, values in effective.items() if values}
     for count in range(len(choices) + 1):
         for names in combinations(choices, count):
             for values in product(*(choices[name] for name in names)):
