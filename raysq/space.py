@@ -121,7 +121,13 @@ class SearchSpace:
             inside = {family(call) for call, _ in self._calls()} - {family(self.graph[c]) for c in self.outside_blocks}
             shared = [(k, v) for k, v in every if k not in inside and not k.startswith(FLOAT_CALLS)]
             every = [*self.blocks.items(), *shared]
-        return tuple(Dimension(name, values) for name, values in every if len(values) > 1)
+        return tuple(Dimension(name, values) for name, values in every if len(values) > 1 and name not in self._idle)
+
+    @cached_property
+    def _idle(self) -> set[str]:
+        """Families and blocks of which some calls are always int8 and others always float, so that none can choose."""
+        every = {name for call, _ in self._calls() for name in (family(call), block_of(call))}
+        return every - {name for call in self.flippable for name in (family(self.graph[call]), block_of(self.graph[call]))}
 
     @property
     def by_call(self) -> bool:
@@ -250,6 +256,15 @@ class SearchSpace:
         options = {n: tuple(c for c in cs if not (c.is_int8 and n in calls)) for n, cs in self.options.items()}
         return replace(self, options={name: configs for name, configs in options.items() if configs})
 
+    def quantization_only(self) -> SearchSpace:
+        """Return the space in which every call that may run in int8 does, and the others run in their first float type.
+
+        What is left to choose is how: schemes, algorithms, bits, alphas, transforms.
+        """
+        int8 = {name: tuple(c for c in configs if c.is_int8) for name, configs in self.options.items()}
+        options = {name: int8[name] or configs[:1] for name, configs in self.options.items()}
+        return replace(self, options=_shared(options), rankings={}, counts={})
+
     def narrow(self, changes: Mapping[str, Value | Sequence[Value]]) -> SearchSpace:
         """Return the space with other values for some dimensions; the first becomes the default, one is a constant.
 
@@ -281,9 +296,7 @@ class SearchSpace:
                 continue
             for call, configs in options.items():
                 options[call] = reordered(configs, classifier(name, self.graph[call]), values)
-        shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
-        options = {name: shared.setdefault(configs, configs) for name, configs in options.items()}
-        return replace(self, options=options, counts=counts, model=model)
+        return replace(self, options=_shared(options), counts=counts, model=model)
 
     def table(self) -> str:
         """Return the space as a text table: a row per dimension, its default first."""
@@ -410,6 +423,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, name + "/") if isinstance(value, Mapping) else {name: value})
     return flat
+
+
+def _shared(options: Mapping[str, tuple[OpConfig, ...]]) -> dict[str, tuple[OpConfig, ...]]:
+    """Return the same with one tuple for all calls that have equal options, which `recipe` is then quick to see."""
+    shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
+    return {name: shared.setdefault(configs, configs) for name, configs in options.items()}
 
 
 def _shown(values: Iterable[Value]) -> str:

@@ -6,24 +6,31 @@ import random
 from collections.abc import Iterator
 from typing import ClassVar
 
-from raysq.space import Dimension, Value
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.space import Dimension, SearchSpace, Value
+from raysq.strategies.base import Barrier, History, Proposal
+from raysq.strategies.sampled import Sampled
 
 __all__ = ["Random"]
 
 
-class Random(Strategy):
-    """The default recipe, then points drawn at random; counts of float calls mostly small ones."""
+class Random(Sampled):
+    """The default recipe, then points drawn at random; counts of float calls mostly small ones.
+
+    Unlike INC, which builds all combinations before it draws and then yields one of them for ever, it draws each point
+    by itself; it goes on after the first recipe that passes, within the budget of the search instead of 100 trials.
+
+    Args:
+        fallback: whether calls may run in float too.
+    """
 
     name: ClassVar[str] = "random"
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
         """Yield random recipes without end; the base passes over those that were drawn before."""
-        yield Proposal(self.space.default(), "default")
         rng = random.Random(self.seed)
         while True:
-            point = {dimension.name: _draw(rng, dimension) for dimension in self.space.dimensions}
-            yield Proposal(self.space.recipe(point), self.name)
+            point = {dimension.name: _draw(rng, dimension) for dimension in space.dimensions}
+            yield Proposal(space.recipe(point), self.name)
 
 
 def _draw(rng: random.Random, dimension: Dimension) -> Value:

@@ -1,0 +1,56 @@
+"""Gaussian processes with the accuracy constraint, by Optuna."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import ClassVar
+
+from optuna.samplers import GPSampler
+
+from raysq.errors import OptionError
+from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
+
+__all__ = ["Bayesian", "gp_sampler", "require_scipy"]
+
+
+class Bayesian(ByOptuna):
+    """The default recipe, some random ones, then the expected improvement of a Gaussian process.
+
+    One process models latency, another the lost accuracy (Gardner et al. 2014, constrained expected improvement). They
+    are fitted in the driver before each suggestion, which takes seconds after some hundred trials.
+    Unlike INC, which models the accuracy alone, rounds continuous numbers to options, and repeats itself for ever
+    in a small space, it looks for the fastest recipe that passes, knows that options have no order, and ends when it
+    suggests nothing new, or with the budget of the search instead of 100 trials.
+
+    Args:
+        startup_trials: random trials before it models anything, >= 1.
+        fallback: whether calls may run in float too.
+
+    Raises:
+        OptionError: `startup_trials` below 1, or scipy is not installed.
+    """
+
+    name: ClassVar[str] = "bayesian"
+
+    def __init__(self, startup_trials: int = STARTUP_TRIALS, fallback: bool = False) -> None:
+        super().__init__(startup_trials, fallback)
+        require_scipy(self.name)
+
+    def sampler(self) -> GPSampler:
+        """Return Optuna's Gaussian processes."""
+        return gp_sampler(self.seed, self.startup_trials)
+
+
+def gp_sampler(seed: int, startup_trials: int = STARTUP_TRIALS) -> GPSampler:
+    """Return a sampler that takes results as noisy, which timings are."""
+    return GPSampler(seed=seed, n_startup_trials=startup_trials, deterministic_objective=False)
+
+
+def require_scipy(name: str) -> None:
+    """Refuse a strategy that can't run here.
+
+    Raises:
+        OptionError: scipy, which Optuna's Gaussian process needs, is not installed.
+    """
+    if find_spec("scipy") is None:
+        raise OptionError(f"strategy {name!r} needs scipy. Run `pip install scipy`.")

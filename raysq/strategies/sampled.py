@@ -1,0 +1,84 @@
+"""What the strategies share that sample a space instead of walking through it in stages."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from optuna.samplers import BaseSampler
+
+from raysq.errors import OptionError
+from raysq.options import is_whole
+from raysq.space import SearchSpace
+from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.following import follow
+from raysq.strategies.optuna_searcher import ConstrainedOptuna
+
+__all__ = ["STARTUP_TRIALS", "ByOptuna", "Sampled", "at_least_one"]
+
+STARTUP_TRIALS = 10  # Optuna's own default, for all its samplers
+
+
+class Sampled(Strategy):
+    """The default recipe, then what `sample` draws.
+
+    Args:
+        fallback: whether calls that may run in int8 may run in float too; False: only how they run in int8 is searched.
+
+    Raises:
+        OptionError: `fallback` is no bool.
+    """
+
+    def __init__(self, fallback: bool = False) -> None:
+        if not isinstance(fallback, bool):
+            raise OptionError(f"`fallback` must be True or False, got {fallback!r}.")
+        super().__init__()
+        self.fallback = fallback
+
+    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield the default of what is searched, then the samples."""
+        space = self.space if self.fallback else self.space.quantization_only()
+        yield Proposal(space.default(), "default")
+        if space.dimensions:
+            yield from self.sample(space, history)
+
+    @abstractmethod
+    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield recipes of a space that has dimensions; what `next_recipe` may assume holds here too."""
+
+
+class ByOptuna(Sampled):
+    """What a sampler of Optuna suggests, told of latency and of the accuracy constraint.
+
+    Args:
+        startup_trials: random trials before it models anything, >= 1.
+        fallback: as `Sampled` has it.
+
+    Raises:
+        OptionError: `startup_trials` is no whole number of at least 1.
+    """
+
+    def __init__(self, startup_trials: int = STARTUP_TRIALS, fallback: bool = False) -> None:
+        super().__init__(fallback)
+        self.startup_trials = at_least_one("startup_trials", startup_trials)
+
+    @abstractmethod
+    def sampler(self) -> BaseSampler:
+        """Return a new sampler of `self.seed` and `self.startup_trials`; asked for once per search."""
+
+    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield what the sampler suggests, told of the default first."""
+        engine = ConstrainedOptuna(space, self.goal, self.sampler(), points=[space.config(space.default())])
+        yield from follow(engine, space, history, self.name)
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """Return a number of trials.
+
+    Raises:
+        OptionError: it isn't a whole number of at least 1.
+    """
+    if not is_whole(value) or value < 1:
+        raise OptionError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    return int(value)
