@@ -127,7 +127,9 @@ class SearchSpace:
     def _idle(self) -> set[str]:
         """Families and blocks of which some calls are always int8 and others always float, so that none can choose."""
         every = {name for call, _ in self._calls() for name in (family(call), block_of(call))}
-        return every - {name for call in self.flippable for name in (family(self.graph[call]), block_of(self.graph[call]))}
+        return every - {
+            name for call in self.flippable for name in (family(self.graph[call]), block_of(self.graph[call]))
+        }
 
     @property
     def by_call(self) -> bool:

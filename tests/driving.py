@@ -13,11 +13,14 @@ from raysq.space import SearchSpace
 from raysq.strategies.base import Strategy
 
 TRIALS = 18
-REQUIRED: dict[str, dict[str, Any]] = {"hawq_v2": {"hawq_v2_loss": torch.nn.functional.mse_loss}}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "hawq_v2": {"hawq_v2_loss": torch.nn.functional.mse_loss},
+    "bayesian": {"startup_trials": TRIALS - 1},  # what comes then takes seconds each; tests/strategies/test_sampled.py
+}
 
 
 def make(name: str, sim: Simulation, space: SearchSpace, trials: int = TRIALS, **kwargs: Any) -> Strategy:
-    strategy = strategies.get(name, **{**REQUIRED.get(name, {}), **kwargs})
+    strategy = strategies.get(name, **{**ARGUMENTS.get(name, {}), **kwargs})
     return strategy.bind(space, sim.goal, trials, seed=0, costs=sim.costs)
 
 

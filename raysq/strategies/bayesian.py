@@ -17,7 +17,8 @@ class Bayesian(ByOptuna):
     """The default recipe, some random ones, then the expected improvement of a Gaussian process.
 
     One process models latency, another the lost accuracy (Gardner et al. 2014, constrained expected improvement). They
-    are fitted in the driver before each suggestion, which takes seconds after some hundred trials.
+    are fitted in the driver before each suggestion: seconds in a space of some twenty dimensions, minutes in one with
+    a dimension per call.
     Unlike INC, which models the accuracy alone, rounds continuous numbers to options, and repeats itself for ever
     in a small space, it looks for the fastest recipe that passes, knows that options have no order, and ends when it
     suggests nothing new, or with the budget of the search instead of 100 trials.

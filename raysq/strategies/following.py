@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def follow(
     label: str,
     view: Callable[[TrialRecord], dict[str, Any]] = to_result,
 ) -> Iterator[Proposal | Barrier]:
-    """Yield what a searcher suggests until it ends or has suggested nothing new many times in a row.
+    """Yield what a searcher suggests until it ends, has suggested all there is, or nothing new many times in a row.
 
     What was tried before is answered from the history at once.
 
@@ -40,7 +41,9 @@ def follow(
     """
     asked = told = repeats = 0
     pending: dict[str, list[str]] = {}
-    while True:
+    suggested: set[str] = set()
+    size = math.prod(len(dimension.values) for dimension in space.dimensions)
+    while len(suggested) < size:
         for record in history[told:]:
             for trial_id in pending.pop(record.recipe.digest, ()):
                 tell(engine, trial_id, record, view)
@@ -62,6 +65,7 @@ def follow(
             yield BARRIER
             continue
         recipe = space.recipe(config)
+        suggested.add(recipe.digest)
         known = history.of(recipe)
         if known is not None:
             repeats += 1

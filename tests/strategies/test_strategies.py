@@ -147,7 +147,7 @@ def test_an_unbound_strategy_says_what_to_do() -> None:
         ("auot", {}, "Did you mean 'auto'"),
         ("tpe", {"startup_trial": 3}, "Did you mean 'startup_trials'"),
         ("tpe", {"startup_trials": 0}, "at least 1"),
-        ("random", {"n": 3}, "takes no arguments"),
+        ("random", {"n": 3}, "known are fallback"),
         ("tpe_hyperopt", {"gamma": 1.0}, r"\(0, 1\)"),
         ("tpe_hyperopt", {"n_initial": 0}, "at least 1"),
     ],

@@ -37,7 +37,7 @@ def search(cluster, prepared, baseline):
     """Run a short search with one slot, so that the n-th evaluation is the n-th trial's."""
 
     def start(eval_fn, *, trials=4, workers=Workers(), slots=1, **options):  # noqa: B008  # frozen
-        searcher = strategies.get("random").bind(prepared.space, GOAL, trials, seed=0)
+        searcher = strategies.get("random", fallback=True).bind(prepared.space, GOAL, trials, seed=0)
         return run(
             prepared,
             eval_fn,
@@ -188,7 +188,7 @@ def eval_fn(model):
 header = Header({"model": "m"}, {}, {}, "reference", baseline)
 with Journal.create(directory / "journal.jsonl", header) as journal:
     records = run(prepared, eval_fn, baseline=baseline, goal=Goal(), latency=Latency(budget_s=0.01),
-                  workers=Workers(), searcher=strategies.get("random").bind(prepared.space, Goal(), 200),
+                  workers=Workers(), searcher=strategies.get("random", fallback=True).bind(prepared.space, Goal(), 200),
                   max_trials=200, journal=journal, verbose=int(sys.argv[2]))
 print("kept", len(records))
 """
