@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.samplers import GPSampler
+from optuna.trial import FrozenTrial
 
 from raysq.errors import OptionError
 from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
@@ -44,7 +48,15 @@ class Bayesian(ByOptuna):
 
 def gp_sampler(seed: int, startup_trials: int = STARTUP_TRIALS) -> GPSampler:
     """Return a sampler that takes results as noisy, which timings are."""
-    return GPSampler(seed=seed, n_startup_trials=startup_trials, deterministic_objective=False)
+    return _GP(seed=seed, n_startup_trials=startup_trials, deterministic_objective=False)
+
+
+class _GP(GPSampler):
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        with np.errstate(invalid="ignore"):  # it divides 0 by 0 where one point is far better than all others
+            return super().sample_relative(study, trial, search_space)
 
 
 def require_scipy(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from importlib import metadata
 from typing import Any
@@ -117,18 +118,20 @@ def test_a_space_of_quantization_choices_only_has_no_choice_of_precision() -> No
 
 
 def test_the_gaussian_process_sees_the_constraint() -> None:
-    """The more calls in int8 the faster, but more than forty lose too much: speed alone would draw it to sixty."""
+    """The more calls in int8 the faster: speed alone draws it to all sixty, a loss with them to the forty that pass."""
     sim = Simulation()
     kept = {"linear", "conv", "depthwise", "matmul", "add", "float_calls.mse"}
     space = sim.space().narrow({d.name: d.default for d in sim.space().dimensions if d.name not in kept})
-    engine = strategies.ConstrainedOptuna(space, sim.goal, gp_sampler(seed=0, startup_trials=8))
-    counts = []
-    for i in range(16):
-        counts.append(len(space.recipe(engine.suggest(str(i))).int8_calls))
-        drop = counts[-1] / 4000  # of which 0.01 are tolerated
-        engine.on_trial_complete(str(i), {"latency_ratio": 1 - counts[-1] / 100, "accuracy_drop": drop})
-    assert sum(count <= 40 for count in counts[8:]) >= 5
-    assert max(count for count in counts if count <= 40) >= 35
+    suggested = {}
+    for loss in (0.0, sim.tolerance / 40):
+        engine = strategies.ConstrainedOptuna(space, sim.goal, gp_sampler(seed=0, startup_trials=6))
+        counts = suggested[loss] = []
+        for i in range(12):
+            counts.append(len(space.recipe(engine.suggest(str(i))).int8_calls))
+            result = {"latency_ratio": 1 - counts[-1] / 100, "accuracy_drop": loss * counts[-1]}
+            engine.on_trial_complete(str(i), result)
+    free, bound = (statistics.median(counts[6:]) for counts in suggested.values())
+    assert bound < 50 < free
 
 
 def test_the_gaussian_process_repeats_itself_by_seed() -> None:
