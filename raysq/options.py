@@ -11,9 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from raysq.errors import OptionError, unknown
-from raysq.goal import SLACK, Criterion, Goal
 
-__all__ = ["SLACK", "Criterion", "Goal", "Latency", "SharedCriterion", "Smoothing", "Workers", "is_whole"]
+__all__ = ["Latency", "SharedCriterion", "Smoothing", "Workers", "is_whole"]
 
 
 def is_whole(value: object) -> bool:

@@ -140,11 +140,14 @@ def with_last_resort(
     try:
         result = conclude(of, engine, eval_fn, baseline, goal, latency, concluded, journal)
     except NoFeasibleRecipe as exc:
+        result = replace(exc.result, trials=every)
+        if result.confirmation is not None:
+            raise NoFeasibleRecipe(str(exc), result) from None
         raise NoFeasibleRecipe(
             f"neither a recipe in {len(trials)} trials nor training under the closest of them met the goal ({goal}); "
-            f"the closest loses {exc.result.accuracy_drop:.4g}. It is in this error's `result`. Train for longer, or "
+            f"the closest loses {result.accuracy_drop:.4g}. It is in this error's `result`. Train for longer, or "
             "allow a larger tolerance.",
-            replace(exc.result, trials=every),
+            result,
         ) from None
     return replace(result, trials=every)
 
