@@ -12,7 +12,7 @@ from raysq.errors import OptionError
 from raysq.options import is_whole
 from raysq.space import SearchSpace
 from raysq.strategies.base import Barrier, History, Proposal, Strategy
-from raysq.strategies.following import follow
+from raysq.strategies.following import follow, teach
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 
 __all__ = ["STARTUP_TRIALS", "ByOptuna", "Sampled", "at_least_one"]
@@ -69,7 +69,9 @@ class ByOptuna(Sampled):
 
     def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
         """Yield what the sampler suggests, told of the default first."""
-        engine = ConstrainedOptuna(space, self.goal, self.sampler(), points=[space.config(space.default())])
+        default = space.default()
+        engine = ConstrainedOptuna(space, self.goal, self.sampler(), points=[space.config(default)])
+        teach(engine, space, (known for known in history if known.recipe != default))  # of a warm start
         yield from follow(engine, space, history, self.name)
 
 

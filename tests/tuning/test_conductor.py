@@ -276,8 +276,10 @@ def test_optuna_learns_what_the_warm_start_knows_and_tries() -> None:
     assert len(inner._ot_study.trials) == 6 + 5
 
 
-@pytest.mark.parametrize("name", ["nsga2"])
-def test_a_sampler_within_a_strategy_learns_of_the_warm_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "kwargs"), [("nsga2", {}), ("tpe", {"fallback": True})])
+def test_a_sampler_within_a_strategy_learns_of_the_warm_start(
+    name: str, kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sim, learned = Simulation(seed=3), set()
     learn = strategies.ConstrainedOptuna.learn
 
@@ -287,7 +289,8 @@ def test_a_sampler_within_a_strategy_learns_of_the_warm_start(name: str, monkeyp
 
     monkeypatch.setattr(strategies.ConstrainedOptuna, "learn", noted)
     start = started(sim)
-    drive(conductor(sim, name, trials=5, warm_start=start), sim)
+    inner = strategies.get(name, **kwargs).bind(sim.space(), sim.goal, 5)
+    drive(conductor(sim, inner, trials=5, warm_start=start), sim)
     given = {*digests_of(start), *(entry.record.recipe.digest for entry in start.entries)}
     assert learned == given - {sim.space().default().digest}  # that one it suggests, and is told
 
