@@ -104,7 +104,7 @@ def tune(
         num_threads: threads of deployment; default the physical cores.
         max_concurrent_trials: at most this many at once; default as many as there is room for.
         storage_path: directory of runs; default "raysq_runs".
-        name: of this run; default the time.
+        name: of this run; default the strategy's `experiment_name` if it has one, else the time.
         resume: directory or journal of a run to continue.
         warm_start: directory or journal of another run, a recipe or its file, or a list of these: results of the same
             model and data are not measured again, the best recipes of any others are tried first.
@@ -137,7 +137,7 @@ def tune(
     if goal.confirm is not None:
         evaluation.check(goal.confirm, "Goal.confirm")
     searcher = _searcher(strategy, strategy_kwargs or {})
-    path = _journal_path(storage_path, name, resume)
+    path = _journal_path(storage_path, name or getattr(searcher, "experiment_name", None), resume)
     sources = _sources(warm_start, resume)
     model = resolve(model)
     _check_sendable(model, eval_fn)

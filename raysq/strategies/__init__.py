@@ -13,6 +13,7 @@ from raysq.strategies.base import BARRIER, History, Proposal, Strategy
 from raysq.strategies.basic import Basic
 from raysq.strategies.bayesian import Bayesian
 from raysq.strategies.conservative import Conservative
+from raysq.strategies.constrained import Constrained
 from raysq.strategies.exhaustive import Exhaustive
 from raysq.strategies.hawq_v2 import HAWQv2Order
 from raysq.strategies.inc_auto import IncAuto
@@ -29,6 +30,7 @@ __all__ = ["ALL", "BARRIER", "ConstrainedOptuna", "History", "Proposal", "Strate
 ALL: tuple[type[Strategy], ...] = (
     Auto,
     Bayesian,
+    Constrained,
     TPE,
     HyperOptTPE,
     NSGA2,

@@ -21,7 +21,7 @@ from raysq.strategies.base import METRIC
 from raysq.tuning.domains import distributions
 from raysq.tuning.records import record
 
-__all__ = ["ConstrainedOptuna"]
+__all__ = ["CONSTRAINT", "ConstrainedOptuna", "excess"]
 
 CONSTRAINT = "accuracy"  # Optuna: at most 0 is feasible
 
@@ -119,7 +119,10 @@ class ConstrainedOptuna(OptunaSearch):
         values = [objective.of(ended) for objective in self._front] or [self._goal.cost(ended)]
         if not all(map(math.isfinite, [*values, ended.loss])):
             return None
-        excess = ended.loss - self._goal.tolerance - SLACK
-        if excess <= 0 and not ended.feasible:
-            excess = 1.0  # within the tolerances, but nothing runs in int8
-        return values, excess
+        return values, excess(self._goal, ended)
+
+
+def excess(goal: Goal, ended: TrialRecord) -> float:
+    """Return by how much a trial fails the goal: at most 0 where it is feasible."""
+    lost = ended.loss - goal.tolerance - SLACK
+    return 1.0 if lost <= 0 and not ended.feasible else lost  # within the tolerances, but nothing runs in int8
