@@ -1,0 +1,245 @@
+"""Compares the strategies on simulated models and on the workloads: trials and seconds to what a user wants.
+
+Run it on a quiet machine: `python benchmarks/strategies.py --docs docs/strategies.md`. On the workloads every recipe is
+built, scored and timed once, however many strategies try it, and the results are kept in benchmarks/.cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune.search import Searcher
+from workload_table import insert, where
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "workloads"), str(HERE.parent / "tests")]
+
+from simulation import RoughSimulation  # noqa: E402
+
+import raysq  # noqa: E402
+from raysq import baseline, strategies  # noqa: E402
+from raysq.kernels import base  # noqa: E402
+from raysq.op_times import measured_times  # noqa: E402
+from raysq.options import Latency  # noqa: E402
+from raysq.recipe import Recipe  # noqa: E402
+from raysq.space import SearchSpace  # noqa: E402
+from raysq.strategies import Strategy  # noqa: E402
+from raysq.tuning.worker import Job, Worker  # noqa: E402
+
+CACHE = HERE / ".cache" / "strategies"
+PACKAGES = ("torch", "intel-extension-for-pytorch", "ray", "optuna", "hyperopt")
+BEGIN, END = "<!-- strategies table -->", "<!-- end of strategies table -->"
+SIMULATION = "simulation"
+WORKLOADS = {  # name in the table: workload, batches of it that are evaluated, whether it is smoothed
+    "digits_cnn": ("digits_cnn", None, None),
+    "cifar_mbv2_hard, not smoothed": ("cifar_mbv2_hard", 20, False),
+    "shakespeare_gpt_outlier, not smoothed": ("shakespeare_gpt_outlier", 12, False),
+}
+CLOSE = 1.02  # of the best known latency
+HAS_FALLBACK = ("tpe", "tpe_hyperopt", "bayesian", "random", "exhaustive")  # that they search it must be asked for
+RANDOM = (*HAS_FALLBACK, "constrained", "nsga2")  # whose proposals depend on the seed
+SLOW = 0.5  # seconds that a trial of the simulation stands for
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One model to be tuned.
+
+    Attributes:
+        name: in the table.
+        space: what is searched.
+        bound: further arguments of `Strategy.bind`.
+        goal: what a recipe must hold.
+        run: tries a recipe: the result that a trial reports, and the seconds that it took.
+        exact: the latency ratio that a recipe is judged by.
+    """
+
+    name: str
+    space: SearchSpace
+    bound: Mapping[str, Any]
+    goal: raysq.Goal
+    run: Callable[[Recipe], tuple[dict[str, Any], float]]
+    exact: Callable[[Recipe], float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One trial of a search: whether it passed, its exact ratio, and the seconds since the search began."""
+
+    feasible: bool
+    ratio: float
+    seconds: float
+
+
+def simulated(seed: int) -> Problem:
+    """Return the simulated model of sixty calls with other planted numbers for each seed."""
+    sim = RoughSimulation(seed=seed)
+    bound = {"costs": sim.costs, "times": sim.op_times()}
+    return Problem(f"{SIMULATION} {seed}", sim.space(), bound, sim.goal, lambda r: (sim.run(r), SLOW), sim.exact_ratio)
+
+
+def measured(name: str, threads: int) -> Problem:
+    """Return a workload, whose trials are what a worker of Ray Tune would do."""
+    import workloads
+
+    workload, limit, smoothing = WORKLOADS[name]
+    model = workloads.build_model(workload)
+    eval_fn = partial(workloads.make_eval(workload), limit=limit)
+    calib = raysq.Calibration(
+        list(workloads.eval_batches(workload, "train")), inputs=lambda b: b[0], target=lambda b: b[1]
+    )
+    torch.set_num_threads(threads)
+    goal, latency = raysq.Goal(0.01), Latency(budget_s=1.0)
+    prepared = raysq.prepare(model, calib, smoothing=smoothing, num_threads=threads)
+    engine = base.get(prepared.engine)
+    reference = baseline.measure(prepared, engine, prepared.source.model, eval_fn, goal, latency)
+    worker = Worker(Job(prepared, eval_fn, goal, latency, reference), engine)
+    path = CACHE / f"{name.replace(', ', '_').replace(' ', '_')}.json"
+    known: dict[str, tuple[dict[str, Any], float]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def run(recipe: Recipe) -> tuple[dict[str, Any], float]:
+        if recipe.digest not in known:
+            begun = time.perf_counter()
+            worker.begin(prepared.space.config(recipe))
+            report = worker.advance()
+            while not report["done"] and report["feasible"]:
+                report = worker.advance()
+            known[recipe.digest] = (report, time.perf_counter() - begun)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(known))
+        report, seconds = known[recipe.digest]
+        return dict(report), seconds
+
+    def exact(recipe: Recipe) -> float:
+        return float(known[recipe.digest][0]["latency_ratio"])
+
+    bound = {"source": prepared.source, "times": measured_times(prepared, engine, reference)}
+    return Problem(name, prepared.space, bound, goal, run, exact)
+
+
+def search(problem: Problem, strategy: Strategy, trials: int) -> list[Step]:
+    """Drive a strategy with one trial at a time."""
+    steps: list[Step] = []
+    begun, waited = time.perf_counter(), 0.0
+    while len(steps) < trials:
+        config = strategy.suggest(str(len(steps)))
+        if config is None or config == Searcher.FINISHED:
+            break
+        recipe = problem.space.recipe(config)
+        before = time.perf_counter()
+        result, seconds = problem.run(recipe)
+        waited += seconds - (time.perf_counter() - before)  # a known result took its seconds when it was measured
+        strategy.on_trial_complete(str(len(steps)), result, error=result["status"] == "failed")
+        ratio = problem.exact(recipe)
+        steps.append(Step(bool(result["feasible"]), ratio, time.perf_counter() - begun + waited))
+    return steps
+
+
+def make(name: str, problem: Problem, trials: int, seed: int) -> Strategy:
+    """Return a strategy bound to a problem; the searches are over fallback too, or most would never pass."""
+    arguments: dict[str, Any] = {"fallback": True} if name in HAS_FALLBACK else {}
+    if name == "hawq_v2":
+        arguments["hawq_v2_loss"] = loss
+    bound = dict(problem.bound)
+    if name != "auto":
+        bound.pop("times")
+    return strategies.get(name, **arguments).bind(problem.space, problem.goal, trials, seed, **bound)
+
+
+def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of classes, or of the next characters."""
+    return torch.nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
+
+
+def compare(names: list[str], problems: Callable[[int], Problem], trials: int, seeds: int) -> dict[str, Any]:
+    """Return the medians of each strategy over the seeds; where no seed changes anything one run stands for all."""
+    runs: dict[str, list[tuple[Problem, list[Step]]]] = {name: [] for name in names}
+    for seed in range(seeds):
+        problem = problems(seed)
+        for name in names:
+            if seed and name not in RANDOM and problem.name == runs[name][0][0].name:
+                runs[name].append(runs[name][0])
+                continue
+            steps = search(problem, make(name, problem, trials, seed), trials)
+            runs[name].append((problem, steps))
+            print(f"{problem.name} {name} {seed}: {len(steps)} trials", flush=True)
+    best: dict[str, float] = {}
+    for problem, steps in (run for of in runs.values() for run in of):
+        best[problem.name] = min([best.get(problem.name, 9.0), *(s.ratio for s in steps if s.feasible)])
+    return {name: _medians(list(_reached(of, best)), trials) for name, of in runs.items()}
+
+
+def _reached(runs: list[tuple[Problem, list[Step]]], best: Mapping[str, float]) -> Iterator[tuple[float, ...]]:
+    """Yield of each run: trials and seconds to the first that passes, and to one that is close to the best known."""
+    for problem, steps in runs:
+        passed = next((i for i, step in enumerate(steps) if step.feasible), None)
+        limit = CLOSE * best[problem.name]
+        close = next((i for i, step in enumerate(steps) if step.feasible and step.ratio <= limit), None)
+        yield tuple(
+            value
+            for i in (passed, close)
+            for value in ((float("inf"),) * 2 if i is None else (i + 1, steps[i].seconds))
+        ) + (min((step.ratio for step in steps if step.feasible), default=float("inf")) / best[problem.name],)
+
+
+def _medians(reached: list[tuple[float, ...]], trials: int) -> list[str]:
+    columns = [statistics.median_low(column) for column in zip(*reached, strict=True)]
+    shown = [f"> {trials}" if value == float("inf") else f"{value:.0f}" for value in columns[:4]]
+    if columns[1] == float("inf"):
+        shown[1] = "–"
+    if columns[3] == float("inf"):
+        shown[3] = "–"
+    return [*shown, "none passed" if columns[4] == float("inf") else f"{columns[4]:.3f}"]
+
+
+HEADINGS = ("strategy", "trials to pass", "seconds", "trials to within 2 %", "seconds", "its best / best known")
+
+
+def table(name: str, medians: Mapping[str, list[str]], trials: int, seeds: int) -> str:
+    """Return one table in Markdown."""
+    title = f"**{name}**, at most {trials} trials, median of {seeds} seeds"
+    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    return "\n".join([title, "", *head, *(f"| {' | '.join([s, *cells])} |" for s, cells in medians.items())])
+
+
+def main() -> None:
+    """Measure, print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [kind.name for kind in strategies.ALL]
+    parser.add_argument("--strategies", nargs="+", default=names, choices=names)
+    parser.add_argument("--problems", nargs="+", default=[SIMULATION, *WORKLOADS], choices=[SIMULATION, *WORKLOADS])
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", type=Path, help="file between whose marks the tables are written")
+    parser.add_argument("--out", type=Path, default=CACHE, help="directory that keeps each problem's table")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.problems:
+        if name == SIMULATION:
+            problems: Callable[[int], Problem] = simulated
+        else:
+            problem = measured(name, options.threads)
+            problems = lambda seed, problem=problem: problem  # type: ignore[misc]  # noqa: E731
+        found = compare(options.strategies, problems, options.trials, options.seeds)
+        text = table(name, found, options.trials, options.seeds)
+        (options.out / f"{name.replace(', ', '_').replace(' ', '_')}.md").write_text(text)
+        print(text, flush=True)
+    if options.docs:
+        kept = [options.out / f"{n.replace(', ', '_').replace(' ', '_')}.md" for n in (SIMULATION, *WORKLOADS)]
+        content = "\n\n".join([*(p.read_text() for p in kept if p.exists()), where(options.threads, PACKAGES)])
+        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
+
+
+if __name__ == "__main__":
+    main()
