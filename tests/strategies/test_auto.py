@@ -53,7 +53,7 @@ def test_with_measured_times_ten_trials_do_what_fifty_of_tpe_cannot(seed: int) -
     sim = RoughSimulation(seed=seed)
     auto = bound(sim, 50, measured=True)
     drive(auto, sim, trials=10)
-    tpe = strategies.get("tpe").bind(sim.space(), sim.goal, 50, seed)
+    tpe = strategies.get("tpe", fallback=True).bind(sim.space(), sim.goal, 50, seed)
     drive(tpe, sim, trials=50)
     assert auto.history.best is not None
     other = tpe.history.best
