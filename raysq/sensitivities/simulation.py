@@ -120,7 +120,7 @@ class SimulatedModel:
     def _outputs(self, item: Item, floats: Collection[str]) -> list[Tensor]:
         with torch.no_grad():
             outputs = describe(self.run(item, self.insertion(floats)), "the model's output", omit=True)[0]
-        return [t.double() for t in outputs if t.is_floating_point()]
+        return [t for t in outputs if t.is_floating_point()]
 
 
 class _RoundsOnce:
@@ -149,9 +149,9 @@ def to_tensors(tree: Any) -> Any:
 
 
 def _difference(exact: Tensor, noisy: Tensor) -> Tensor:
-    return exact - noisy.nan_to_num(0, 0, 0) if noisy.shape == exact.shape else exact
+    return exact.double() - noisy.double().nan_to_num(0, 0, 0) if noisy.shape == exact.shape else exact
 
 
 def _energy(exact: Iterable[Tensor], values: Iterable[Tensor]) -> float:
     """Return the sum of squares of the values where the exact output is finite."""
-    return sum(float(v[e.isfinite()].square().sum()) for e, v in zip(exact, values, strict=True))
+    return sum(float(v[e.isfinite()].double().square().sum()) for e, v in zip(exact, values, strict=True))
