@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 import simulation
+from driving import make
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from simulation import Simulation
@@ -73,12 +74,11 @@ def test_domains_are_a_param_space(space: Any, tmp_path: Path) -> None:
     assert len(results) == 6 and not results.errors
 
 
-@pytest.mark.parametrize("name", ["auto", "tpe"])
+@pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])
 def test_a_strategy_is_a_searcher(name: str, tmp_path: Path) -> None:
-    strategy = strategies.get(name).bind(SPACE, SIM.goal, max_trials=6)
+    strategy = make(name, SIM, SPACE, trials=6)
     results = fit(tmp_path, {}, strategy)
-    assert len(results) == 6 and not results.errors
-    assert len(strategy.history) == 6
+    assert 1 <= len(results) == len(strategy.history) <= 6 and not results.errors  # staged ones may end earlier
 
 
 def test_a_conductor_is_a_searcher(tmp_path: Path) -> None:
