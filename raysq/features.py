@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from raysq.description import family
-from raysq.graph import Call
+from raysq.graph import Call, ModelGraph
 from raysq.recipe import OpConfig
 from raysq.spelling import spell
 
@@ -18,6 +18,7 @@ __all__ = [
     "OVERRIDE",
     "Per",
     "Value",
+    "all_reordered",
     "block_of",
     "canonical",
     "classifier",
@@ -25,7 +26,6 @@ __all__ = [
     "group_of",
     "int8_or_float",
     "pick",
-    "reordered",
 ]
 
 Value = str | int | float | bool
@@ -91,7 +91,7 @@ def classifier(name: str, call: Call) -> Callable[[OpConfig], str | None]:
     return lambda config: None
 
 
-def reordered(
+def _reordered(
     configs: tuple[OpConfig, ...], classify: Callable[[OpConfig], str | None], values: Sequence[Value]
 ) -> tuple[OpConfig, ...]:
     """Keep the options that have one of the values, in their order; those that the dimension is not about stay."""
@@ -103,6 +103,23 @@ def reordered(
     replacements = iter(kept)
     merged = [next(replacements, None) if kind is not None else c for c, kind in zip(configs, kinds, strict=True)]
     return tuple(config for config in merged if config is not None)
+
+
+def all_reordered(
+    options: Mapping[str, tuple[OpConfig, ...]], graph: ModelGraph, name: str, values: Sequence[Value]
+) -> dict[str, tuple[OpConfig, ...]]:
+    """Reorder the options of every call by a dimension; what is equal is looked at once, and is one tuple."""
+    done: dict[tuple[object, ...], tuple[OpConfig, ...]] = {}
+    shared: dict[tuple[OpConfig, ...], tuple[OpConfig, ...]] = {}
+    found = {}
+    for call, configs in ((graph[name], configs) for name, configs in options.items()):
+        by_itself = name in (OVERRIDE + call.name, block_of(call))
+        key = (id(configs), family(call), group_of(call), call.op.has_weight, by_itself)
+        if key not in done:
+            own = _reordered(configs, classifier(name, call), values)
+            done[key] = shared.setdefault(own, own)
+        found[call.name] = done[key]
+    return found
 
 
 def int8_or_float(config: OpConfig) -> str:

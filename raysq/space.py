@@ -32,14 +32,13 @@ from raysq.features import (
     OVERRIDE,
     Per,
     Value,
+    all_reordered,
     block_of,
     canonical,
-    classifier,
     features_of,
     group_of,
     int8_or_float,
     pick,
-    reordered,
 )
 from raysq.graph import Call, ModelGraph
 from raysq.kernels.base import Capabilities, with_approaches
@@ -255,7 +254,7 @@ class SearchSpace:
         Raises:
             SpaceError: nothing would be left in int8.
         """
-        options = {n: tuple(c for c in cs if not (c.is_int8 and n in calls)) for n, cs in self.options.items()}
+        options = {n: tuple(c for c in cs if not c.is_int8) if n in calls else cs for n, cs in self.options.items()}
         return replace(self, options={name: configs for name, configs in options.items() if configs})
 
     def quantization_only(self) -> SearchSpace:
@@ -281,7 +280,7 @@ class SearchSpace:
         Example:
             >>> space.narrow({"linear.algorithm": "kl", "float_calls.mse": range(5)})  # doctest: +SKIP
         """
-        options, counts, model = dict(self.options), dict(self.counts), self.model
+        options, counts, model = self.options, dict(self.counts), self.model
         for name, given in changes.items():
             values = [given] if isinstance(given, str | int | float) else list(given)
             if not values:
@@ -296,9 +295,8 @@ class SearchSpace:
                 same = list(values) == list(whole)  # a range stays one: its numbers are ordered
                 counts[name.removeprefix(FLOAT_CALLS)] = whole if same else tuple(int(value) for value in values)
                 continue
-            for call, configs in options.items():
-                options[call] = reordered(configs, classifier(name, self.graph[call]), values)
-        return replace(self, options=_shared(options), counts=counts, model=model)
+            options = all_reordered(options, self.graph, name, values)
+        return replace(self, options=options, counts=counts, model=model)
 
     def table(self) -> str:
         """Return the space as a text table: a row per dimension, its default first."""

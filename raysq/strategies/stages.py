@@ -81,7 +81,7 @@ def op_types(space: SearchSpace, start: Recipe) -> Iterator[Proposal]:
 def dynamic(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:
     """Yield the recipe with all calls dynamic that may be static or dynamic; nothing where there are none."""
     values = {name: choices for name, choices in space.choices.items() if _is_feature(space, name)}
-    both = [name for name, choices in values.items() if name.endswith(".approach") and len(choices) > 1]
+    both = [name for name, choices in values.items() if name.endswith(".approach") and Approach.DYNAMIC in choices[1:]]
     if both:
         yield Proposal(with_choices(space, dict.fromkeys(both, Approach.DYNAMIC.value), recipe), "dynamic")
 
