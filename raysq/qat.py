@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from raysq.errors import ModelError, OptionError
+from raysq.errors import ModelError, OptionError, unknown
 from raysq.intercept import Interceptor
 from raysq.kernels.insertion import Insertion
 from raysq.kernels.reference import Numerics
 from raysq.recipe import Recipe, Rounding
+from raysq.space import APPROACHES
 
 if TYPE_CHECKING:
     from raysq.arithmetic import QParams
@@ -89,7 +90,7 @@ def _straight(value: Tensor, through: Tensor) -> Tensor:
 
 
 def check(approach: str, train_fn: object, *, searching: bool) -> None:
-    """Make sure, before any work, that there is a training loop where one is needed, and a use for it.
+    """Make sure, before any work, that the approach is known, and a training loop there where it has a use.
 
     Args:
         approach: as the user spells it.
@@ -97,8 +98,10 @@ def check(approach: str, train_fn: object, *, searching: bool) -> None:
         searching: whether there will be a search, whose last resort it is.
 
     Raises:
-        OptionError: there is none, it can't be called, or nothing would call it.
+        OptionError: an unknown approach; no loop though it needs one; one that can't be called, or never would be.
     """
+    if approach not in APPROACHES and approach != QAT:
+        raise OptionError(unknown("approach", approach, (*APPROACHES, QAT)))
     if train_fn is None and approach == QAT:
         raise OptionError(
             'approach="qat" needs your training loop: `train_fn=fn`, where `fn(model)` trains the fake-quantized model '

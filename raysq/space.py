@@ -46,7 +46,7 @@ from raysq.model_choices import ModelChoices
 from raysq.recipe import Approach, OpConfig, Recipe
 from raysq.spelling import parse, spell
 
-__all__ = ["RESERVED", "Dimension", "Per", "SearchSpace", "Value", "build_space", "flatten"]
+__all__ = ["APPROACHES", "RESERVED", "Dimension", "Per", "SearchSpace", "Value", "build_space", "flatten"]
 
 RESERVED = ("label", "trial", "seen")  # keys that travel in a trial's config beside the point: who suggested it, when
 APPROACHES = {

@@ -229,7 +229,7 @@ def test_training_wins_back_what_quantization_after_training_loses() -> None:
         ({"approach": "qat"}, "`train_fn=fn`"),
         ({"approach": "qat", "train_fn": 3}, "function of one argument"),
         ({"approach": "static", "train_fn": steps(1)}, 'Pass `approach="qat"`'),
-        ({"approach": "qta"}, "known are"),
+        ({"approach": "qta"}, "mean 'qat'"),
     ],
     ids=["no loop", "a number", "never called", "misspelt"],
 )
