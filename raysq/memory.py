@@ -18,13 +18,18 @@ __all__ = ["growth", "peak", "reset_peak"]
 RUNS = 3  # other threads of the process can only add: the least of a few is the model's
 PAGE = resource.getpagesize()
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+OWN_PAGES = 128 * 1024  # bytes from which on a block has pages of its own while it is measured: glibc's first threshold
+ADAPTED = 32 * 2**20  # what glibc raises that to, at most, as a process frees such blocks
+
 
 def growth(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Return by how many bytes a forward raises the resident memory at its peak; at least a page.
 
     These are activations and scratchpads that live during the forward. What a model holds between forwards, above
-    all its weights, is not among them: it counts as its size. Free memory of the heap is given back before, so that
-    nothing hides in it. Whole pages are counted, and Linux's counters may lag by some tens of them per thread.
+    all its weights, is not among them: it counts as its size. Large blocks go back to the system as soon as they are
+    freed, so that nothing hides in the heap or comes from its layout; afterwards the process keeps freed memory as
+    one that has run for long does. Whole pages are counted, and Linux's counters may lag by some tens of them.
 
     Args:
         model: warmed up.
@@ -34,21 +39,27 @@ def growth(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     Raises:
         OptionError: this system can't tell.
     """
-    found = []
-    for _ in range(RUNS):
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            reset_peak()
-        except (OSError, AttributeError) as exc:
-            raise OptionError(
-                f"the objective 'memory' needs Linux with glibc and a writable /proc/self/clear_refs ({exc}). Leave "
-                "it out of `Goal.objectives`; 'size' can be measured anywhere."
-            ) from exc
-        before = peak()
-        with torch.no_grad():
-            model(*args, **kwargs)
-        found.append(peak() - before)
+    libc = ctypes.CDLL(None)
+    try:
+        libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+        found = [_grown(libc, model, args, kwargs) for _ in range(RUNS)]
+        libc.mallopt(M_MMAP_THRESHOLD, ADAPTED)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * ADAPTED)
+    except (OSError, AttributeError) as exc:
+        raise OptionError(
+            f"the objective 'memory' needs Linux with glibc and a writable /proc/self/clear_refs ({exc}). Leave it out "
+            "of `Goal.objectives`; 'size' can be measured anywhere."
+        ) from exc
     return max(min(found), PAGE)
+
+
+def _grown(libc: ctypes.CDLL, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    libc.malloc_trim(0)
+    reset_peak()
+    before = peak()
+    with torch.no_grad():
+        model(*args, **kwargs)
+    return peak() - before
 
 
 def reset_peak() -> None:
