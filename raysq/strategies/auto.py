@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import ClassVar
 
 from raysq.description import family
+from raysq.errors import ModelError
 from raysq.recipe import Precision, Recipe
-from raysq.sensitivities import MSE
-from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy, ratio_of
+from raysq.sensitivities import MSE, Fisher
+from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy
 from raysq.strategies.bisection import bisected, shrunk
 from raysq.strategies.following import follow, teach
 from raysq.strategies.moves import (
@@ -21,6 +23,7 @@ from raysq.strategies.moves import (
     other_values,
     rankings,
     with_feature,
+    within,
 )
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.surrogate import Prediction, Surrogate
@@ -51,10 +54,11 @@ class Auto(Strategy):
     """The ladder, in this order, each step built on the best recipe so far.
 
     1. The default of the space, usually all calls in int8; each alpha of a list that was given, for all groups.
-    2. A model of loss and latency, sums over the calls: its prior are the sensitivities and the measured times of
-       single calls, what leaving int8 between two of them costs included. What it takes for the fastest within the
-       tolerance, by an integer programme, is tried; each result corrects it, until it knows nothing better. As in
-       HAWQ-V3 (arXiv 2011.10680); that single effects don't add up (CLADO, arXiv 2307.05657) is what correcting is for.
+    2. A model of loss and latency, sums over the calls: its prior are sensitivities (`Fisher` where the default failed)
+       and the measured times of single calls, what leaving int8 between two of them costs included. What it takes for
+       the fastest within the tolerance, by an integer programme, is tried; each result corrects it, until it knows
+       nothing better. As in HAWQ-V3 (arXiv 2011.10680); that single effects don't add up (CLADO, arXiv 2307.05657) is
+       what correcting is for.
     3. What may be faster: families in float, other float types, other schemes; then all that was, together. These say
        most about the model's times, so 2. again.
     4. Where the default failed: no smoothing, each transform, other algorithms, schemes and roundings for all calls at
@@ -74,15 +78,16 @@ class Auto(Strategy):
     def next_recipe(self, history: History) -> Steps:
         """Yield the ladder, then what TPE suggests."""
         self._base = self.space.default()
+        self._surrogates: dict[str, Surrogate] = {}
         yield Proposal(self._base, "default")
         yield from self._everywhere(history)
         yield BARRIER
-        failed = history.best is None
+        self._failed = history.best is None
         yield from self._modelled(history)
         if history.best is not None:
             yield from self._speed_up(history)
             yield from self._modelled(history)
-        if failed:
+        if self._failed:
             yield from self._vary(history)
         if history.best is None:
             yield from bisected(self.space, self._base, history)
@@ -129,7 +134,7 @@ class Auto(Strategy):
 
     def _modelled(self, history: History) -> Steps:
         """Propose what a model of both objectives takes for the fastest, until it knows nothing better."""
-        surrogate = self._surrogate()
+        surrogate = self._surrogate
         left = self._share
         while surrogate.calls and left:
             found = self._optimum(surrogate, history)
@@ -158,23 +163,29 @@ class Auto(Strategy):
         return None
 
     def _prior_losses(self) -> dict[str, float]:
-        """Return what int8 may cost each call: by its error, or where that is unknown by its place in a ranking."""
+        """Return what int8 may cost each call: by a sensitivity, or where nothing tells by its place in a ranking."""
+        if self._failed and self.measures_costs:
+            with suppress(ModelError):  # no derivative, or no batch of one
+                return self.costs(Fisher(), self._base)
         if self.measures_costs:
             return self.costs(MSE(), self._base)
         return {call: 1 / (1 + place) for place, call in enumerate(next(iter(rankings(self.space).values())))}
 
+    @property
+    def _surrogate(self) -> Surrogate:
+        if self._base.digest not in self._surrogates:
+            self._surrogates[self._base.digest] = Surrogate(self.space, self._base, self._prior_losses(), self.times)
+        return self._surrogates[self._base.digest]
+
     def _gains(self, history: History) -> dict[str, float]:
         """Return how much faster each call would be in int8, of those of the best recipe that are in float."""
         assert history.best is not None
-        best, surrogate = history.best.recipe, self._surrogate()
+        best, surrogate = history.best.recipe, self._surrogate
         now = surrogate.ratio(best, history)
         gains = {}
         for call in (name for name in surrogate.base.int8_calls if not best.config(name).is_int8):
             gains[call] = now - surrogate.ratio(in_int8(self.space, [call], self._base, best), history)
         return {call: gain for call, gain in gains.items() if gain > 0}
-
-    def _surrogate(self) -> Surrogate:
-        return Surrogate(self.space, self._base, self._prior_losses(), self.times)
 
     def _speed_up(self, history: History) -> Steps:
         """Try what may be faster on top of the best so far; last, all that was faster together."""
@@ -187,13 +198,13 @@ class Auto(Strategy):
             recipe = change(best.recipe)
             if left and recipe.int8_calls and history.of(recipe) is None:
                 left -= 1
-                tried.append((change, recipe, ratio_of(best)))
+                tried.append((change, recipe, self.goal.cost(best)))
                 yield Proposal(recipe, label)
         yield BARRIER
         together = start.recipe
         for change, recipe, before in tried:
             record = history.of(recipe)
-            if record is not None and record.feasible and ratio_of(record) < before:
+            if record is not None and record.feasible and self.goal.cost(record) < before:
                 together = change(together)
         yield Proposal(together, "all that was faster")
         yield BARRIER
@@ -212,7 +223,7 @@ class Auto(Strategy):
                 yield f"{name} in int8", partial(in_int8, space, members[name], self._base)
         free = {group: alpha for group, alpha in start.smoothing.items() if space.graph.groups[group].producers}
         if free != dict(start.smoothing):
-            yield "smoothing where it is free", partial(Recipe.with_smoothing, smoothing=free)
+            yield "smoothing where it is free", lambda recipe: within(space, recipe.with_smoothing(free))
         for value in other_values(space, "activation", start):
             yield f"activation {value}", partial(with_feature, space, "activation", value)
         for precision in precisions:

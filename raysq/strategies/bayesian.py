@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +10,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial
 
-from raysq.errors import OptionError
 from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
 
-__all__ = ["Bayesian", "gp_sampler", "require_scipy"]
+__all__ = ["Bayesian", "gp_sampler"]
 
 
 class Bayesian(ByOptuna):
@@ -32,14 +30,10 @@ class Bayesian(ByOptuna):
         fallback: whether calls may run in float too.
 
     Raises:
-        OptionError: `startup_trials` below 1, or scipy is not installed.
+        OptionError: `startup_trials` below 1.
     """
 
     name: ClassVar[str] = "bayesian"
-
-    def __init__(self, startup_trials: int = STARTUP_TRIALS, fallback: bool = False) -> None:
-        super().__init__(startup_trials, fallback)
-        require_scipy(self.name)
 
     def sampler(self) -> GPSampler:
         """Return Optuna's Gaussian processes."""
@@ -57,13 +51,3 @@ class _GP(GPSampler):
     ) -> dict[str, Any]:
         with np.errstate(invalid="ignore"):  # it divides 0 by 0 where one point is far better than all others
             return super().sample_relative(study, trial, search_space)
-
-
-def require_scipy(name: str) -> None:
-    """Refuse a strategy that can't run here.
-
-    Raises:
-        OptionError: scipy, which Optuna's Gaussian process needs, is not installed.
-    """
-    if find_spec("scipy") is None:
-        raise OptionError(f"strategy {name!r} needs scipy. Run `pip install scipy`.")

@@ -12,7 +12,7 @@ from optuna.samplers import GPSampler
 from raysq.errors import OptionError, StorageError
 from raysq.result import TrialRecord
 from raysq.strategies import experiments
-from raysq.strategies.bayesian import gp_sampler, require_scipy
+from raysq.strategies.bayesian import gp_sampler
 from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
 
 __all__ = ["Constrained"]
@@ -39,7 +39,7 @@ class Constrained(ByOptuna):
         startup_trials: random trials before it models anything, >= 1.
 
     Raises:
-        OptionError: a value out of its range, or scipy is not installed.
+        OptionError: a value out of its range.
         StorageError: there is no such directory; later, a file that holds another search under that name.
     """
 
@@ -52,7 +52,6 @@ class Constrained(ByOptuna):
         startup_trials: int = STARTUP_TRIALS,
     ) -> None:
         super().__init__(startup_trials, fallback=True)
-        require_scipy(self.name)
         if experiment_name is not None and not (isinstance(experiment_name, str) and experiment_name):
             raise OptionError(f"`experiment_name` must be a name, got {experiment_name!r}.")
         self.experiment_name = experiment_name
