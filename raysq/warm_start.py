@@ -122,7 +122,7 @@ def gather(
         settled = {}
         if isinstance(source, Run) and source in comparable and source.header.baseline.form == baseline.form:
             settled = _settled(source.entries, baseline, environment, space, goal)
-        promising = [source] if isinstance(source, Recipe) else _promising(source.entries, settled)
+        promising = [source] if isinstance(source, Recipe) else _promising(source.entries, settled, goal)
         found = dict.fromkeys(filter(None, (adapted(recipe, space) for recipe in promising)))
         if not settled and not found:
             where = "the recipe" if isinstance(source, Recipe) else source.path
@@ -211,10 +211,10 @@ def _score(metrics: Mapping[str, float], goal: Goal) -> evaluation.Score | None:
         return None
 
 
-def _promising(entries: Sequence[Entry], settled: Mapping[str, Entry]) -> Iterator[Recipe]:
-    """Yield the recipes of a run that aren't settled: the feasible by latency, then the closest to its goal."""
+def _promising(entries: Sequence[Entry], settled: Mapping[str, Entry], goal: Goal) -> Iterator[Recipe]:
+    """Yield the recipes of a run that aren't settled: the feasible by cost, then the closest to its goal."""
     records = [entry.record for entry in entries if entry.record.status is Status.FINISHED]
-    for record in sorted(records, key=lambda r: (not r.feasible, r.latency_bound if r.feasible else r.loss)):
+    for record in sorted(records, key=lambda r: (not r.feasible, goal.cost(r) if r.feasible else r.loss)):
         if record.recipe.digest not in settled:
             yield record.recipe
 

@@ -112,11 +112,6 @@ def _all_float(recipe: Recipe) -> TrialRecord:
     )
 
 
-def ratio_of(record: TrialRecord) -> float:
-    """Return the latency ratio, infinite where it is unknown."""
-    return float("inf") if record.latency_ratio is None else record.latency_ratio
-
-
 class Strategy(Searcher):
     """Base of all strategies: write `next_recipe`, and `traverse` where the way through it is another.
 
