@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import datetime
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.parametrize import is_parametrized
 
 from raysq import evaluation, fingerprint, logs, qat
+from raysq.arguments import (
+    check_limits,
+    check_options,
+    check_sendable,
+    journal_path,
+    searcher_of,
+    sources_of,
+    versions,
+)
 from raysq.baseline import measure
 from raysq.conclusion import conclude
 from raysq.deployed import Deployed
-from raysq.errors import OptionError, ResumeError
+from raysq.errors import OptionError
 from raysq.goal import Goal
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base, built
 from raysq.op_times import measured_times
-from raysq.options import Latency, Smoothing, Workers, is_whole
-from raysq.parametrization import bake
+from raysq.options import Latency, Smoothing, Workers
 from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.quantized import Quantized
 from raysq.recipe import Recipe
@@ -33,13 +38,8 @@ from raysq.switches import Switches, read_switches
 
 if TYPE_CHECKING:
     from raysq.tuning.trial import QuantTrial
-    from raysq.warm_start import Run
 
 __all__ = ["inspect", "load", "prepare", "quantize", "search_space", "trainable", "tune"]
-
-log = logging.getLogger("raysq")
-
-STORAGE = Path("raysq_runs")
 
 
 def tune(
@@ -127,20 +127,20 @@ def tune(
         >>> result = raysq.tune(model, calib, eval_fn, tolerance=0.01)  # doctest: +SKIP
     """
     logs.configure(verbose)
-    _check_options(goal=goal, latency=latency, workers=workers)
+    check_options(goal=goal, latency=latency, workers=workers)
     goal = goal or Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
     latency, workers = latency or Latency(), workers or Workers()
-    _check_limits(max_trials, timeout_s, max_concurrent_trials)
+    check_limits(max_trials, timeout_s, max_concurrent_trials)
     switches = read_switches(switches)
     evaluation.check(eval_fn)
     qat.check(approach, train_fn, searching=True)
     if goal.confirm is not None:
         evaluation.check(goal.confirm, "Goal.confirm")
-    searcher = _searcher(strategy, strategy_kwargs or {})
-    path = _journal_path(storage_path, name or getattr(searcher, "experiment_name", None), resume)
-    sources = _sources(warm_start, resume)
+    searcher = searcher_of(strategy, strategy_kwargs or {})
+    path = journal_path(storage_path, name or getattr(searcher, "experiment_name", None), resume)
+    sources = sources_of(warm_start, resume)
     model = resolve(model)
-    _check_sendable(model, eval_fn)
+    check_sendable(model, eval_fn)
     prepared = prepare(
         model,
         calib,
@@ -191,7 +191,7 @@ def tune(
             baseline = measure(given, engine, evaluating(model), eval_fn, goal, latency)
             wanted = getattr(searcher, "measures_times", False)
             times = measured_times(prepared, engine, baseline) if wanted else None
-            header = Header(prints, arguments, _versions(), prepared.engine, baseline, op_times=times)
+            header = Header(prints, arguments, versions(), prepared.engine, baseline, op_times=times)
             header = gather(sources, header, prepared.environment, prepared.space, goal)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
@@ -327,78 +327,3 @@ def trainable(prepared: Prepared, eval_fn: evaluation.EvalFn, **options: Any) ->
     from raysq.tuning import trial
 
     return trial.trainable(prepared, eval_fn, **options)
-
-
-def _check_options(**given: Any) -> None:
-    for name, kind in (("goal", Goal), ("latency", Latency), ("workers", Workers)):
-        if not isinstance(given[name], kind | None):
-            raise OptionError(f"`{name}` must be a raysq.{kind.__name__}, got {given[name]!r}.")
-
-
-def _check_limits(max_trials: int, timeout_s: float | None, max_concurrent_trials: int | None) -> None:
-    if not is_whole(max_trials) or max_trials < 1:
-        raise OptionError(f"`max_trials` must be a whole number of at least 1, got {max_trials!r}.")
-    if timeout_s is not None and (isinstance(timeout_s, bool | str) or not timeout_s > 0):
-        hint = " INC's timeout=0, which ends with the first model that passes, is `stop_at_first=True`."
-        raise OptionError(f"`timeout_s` must be a positive number of seconds, got {timeout_s!r}.{hint}")
-    if max_concurrent_trials is not None and (not is_whole(max_concurrent_trials) or max_concurrent_trials < 1):
-        raise OptionError(
-            f"`max_concurrent_trials` must be a whole number of at least 1, got {max_concurrent_trials!r}."
-        )
-
-
-def _check_sendable(model: torch.nn.Module, eval_fn: evaluation.EvalFn) -> None:
-    from raysq.tuning import shipping
-
-    parametrized = any(map(is_parametrized, model.modules()))  # can't be pickled, but workers get the copy
-    shipping.pack_model(bake(evaluating(model)) if parametrized else model)
-    shipping.pack_eval_fn(eval_fn)
-
-
-def _searcher(strategy: Any, arguments: Mapping[str, Any]) -> Any:
-    from raysq import strategies
-
-    if isinstance(strategy, str):
-        return strategies.get(strategy, **arguments)
-    if arguments:
-        raise OptionError("`strategy_kwargs` go with a strategy's name; give a searcher instance its own arguments.")
-    if not callable(getattr(strategy, "suggest", None)):
-        raise OptionError(f"`strategy` must be a name or a Ray Tune searcher, got {type(strategy).__name__}.")
-    return strategy
-
-
-def _journal_path(storage_path: str | Path | None, name: str | None, resume: str | Path | None) -> Path:
-    from raysq import journal
-
-    if resume is not None:
-        path = Path(resume)
-        path = path / journal.FILE if path.is_dir() else path
-        if not path.exists():
-            raise ResumeError(f"there is no journal at {path}. `resume` takes the directory of an earlier run.")
-        journal.read(path)
-        return path
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return journal.vacant(Path(storage_path or STORAGE) / (name or f"run-{stamp}") / journal.FILE)
-
-
-def _sources(given: Any, resume: str | Path | None) -> Sequence[Run | Recipe]:
-    from raysq import warm_start
-
-    if given is not None and resume is not None:
-        raise OptionError(
-            "`resume` goes on with what that run was warm-started with. Leave out `warm_start`; or begin a new run, "
-            f"which both give what they have: `warm_start=[{str(resume)!r}, …]`, without `resume`."
-        )
-    return warm_start.read(given)
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {}
-    for package in ("raysq", "torch", "ray", "optuna", "intel-extension-for-pytorch"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

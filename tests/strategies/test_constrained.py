@@ -110,8 +110,8 @@ def test_the_experiment_names_the_run(
         raise StorageError("far enough")
 
     asked: list[Path] = []
-    real = api._journal_path
-    monkeypatch.setattr(api, "_journal_path", lambda *given: asked.append(real(*given)) or stop())
+    real = api.journal_path
+    monkeypatch.setattr(api, "journal_path", lambda *given: asked.append(real(*given)) or stop())
     with pytest.raises(StorageError, match="far enough"):
         api.tune(
             None,  # type: ignore[arg-type]
