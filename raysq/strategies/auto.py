@@ -103,7 +103,7 @@ class Auto(Strategy):
         if ways:
             yield BARRIER
             tried = [self._base, *(change(self._base) for _, change in ways)]
-            self._base = min(tried, key=lambda recipe: _loss(history, recipe))
+            self._base = min(tried, key=history.loss)
 
     def _vary(self, history: History) -> Steps:
         """Try other algorithms and schemes for all calls at once, then the best of each kind together."""
@@ -115,14 +115,14 @@ class Auto(Strategy):
         yield BARRIER
         combined = default
         for ways in variants:
-            _, change = min(ways, key=lambda way: _loss(history, way[1](default)))
-            if _loss(history, change(default)) < _loss(history, default):
+            _, change = min(ways, key=lambda way: history.loss(way[1](default)))
+            if history.loss(change(default)) < history.loss(default):
                 combined = change(combined)
         yield Proposal(combined, "best of each")
         yield BARRIER
         tried = [combined, *(change(default) for ways in variants for _, change in ways)]
-        least = min(tried, key=lambda recipe: _loss(history, recipe))
-        if _loss(history, least) < WORTH * _loss(history, default):
+        least = min(tried, key=history.loss)
+        if history.loss(least) < WORTH * history.loss(default):
             self._base = least
             yield from self._modelled(history)
 
@@ -258,8 +258,3 @@ class Auto(Strategy):
     def _recast(self, precision: Precision, recipe: Recipe) -> Recipe:
         """Return the recipe with its float calls in another float type."""
         return in_float(self.space, self._float_calls(recipe), precision, recipe)
-
-
-def _loss(history: History, recipe: Recipe) -> float:
-    record = history.of(recipe)
-    return float("inf") if record is None else record.loss

@@ -86,6 +86,11 @@ class History(Sequence[TrialRecord]):
         """
         return self._by_recipe.get(recipe.digest) or (None if recipe.int8_calls else _all_float(recipe))
 
+    def loss(self, recipe: Recipe) -> float:
+        """Return what a recipe lost, infinite where that is unknown."""
+        record = self.of(recipe)
+        return float("inf") if record is None else record.loss
+
     @property
     def best(self) -> TrialRecord | None:
         """The feasible record of the lowest cost, the earliest of equals; None if there is none."""
@@ -183,9 +188,13 @@ class Strategy(Searcher):
         self.stats = None if source is None else source.stats
         self._costs = costs
         self.times = times
+        self.check()
         self._bound = True
         self._reset()
         return self
+
+    def check(self) -> None:
+        """Refuse what it can't search; called by `bind`, before any trial."""
 
     def costs(
         self,

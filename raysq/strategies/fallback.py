@@ -106,8 +106,7 @@ def by_impact(space: SearchSpace, history: History, base: Recipe, calls: Sequenc
         tried = (history.of(in_float(space, [call], precision, base)) for precision in float_precisions(space))
         return next((r.loss for r in tried if r is not None and r.status is Status.FINISHED), before)
 
-    record = history.of(base)
-    before = float("inf") if record is None else record.loss
+    before = history.loss(base)
     return sorted(calls, key=loss)
 
 

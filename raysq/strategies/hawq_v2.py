@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from raysq.errors import OptionError
-from raysq.goal import Goal
-from raysq.kernels.base import Source
-from raysq.op_times import OpTimes
 from raysq.sensitivities import HAWQv2, rank
 from raysq.sensitivities.loss import Loss, check_labels
 from raysq.sensitivities.simulation import kept_items
-from raysq.space import SearchSpace
-from raysq.strategies.base import Barrier, Costs, History, Proposal, Strategy
+from raysq.strategies.base import Barrier, History, Proposal, Strategy
 from raysq.strategies.fallback import in_order
 from raysq.strategies.stages import model_wise
 
@@ -49,24 +45,14 @@ class HAWQv2Order(Strategy):
         super().__init__()
         self._sensitivity = HAWQv2(hawq_v2_loss)
 
-    def bind(
-        self,
-        space: SearchSpace,
-        goal: Goal | None = None,
-        max_trials: int = 50,
-        seed: int = 0,
-        source: Source | None = None,
-        costs: Costs | None = None,
-        times: OpTimes | None = None,
-    ) -> Self:
-        """Say what is searched, see `Strategy.bind`; returns itself.
+    def check(self) -> None:
+        """Refuse a model whose calibration gave no samples, or no labels.
 
         Raises:
-            CalibrationError: calibration gave no samples, or no labels.
+            CalibrationError: it says how to give them.
         """
-        if source is not None and costs is None:
-            check_labels(kept_items(source, self.name), self.name)
-        return super().bind(space, goal, max_trials, seed, source, costs, times)
+        if self.source is not None and self._costs is None:
+            check_labels(kept_items(self.source, self.name), self.name)
 
     def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
         """Yield the default, then the fallback."""

@@ -46,7 +46,7 @@ def together(proposals: Iterable[Proposal], history: History, until: int) -> Sta
 
 def least(history: History, recipes: Iterable[Recipe]) -> Recipe:
     """Return the recipe that lost least, the first of equals and of those that failed."""
-    return min(recipes, key=lambda recipe: _loss(history, recipe))
+    return min(recipes, key=history.loss)
 
 
 def alphas(space: SearchSpace, history: History, until: int) -> Stage:
@@ -130,8 +130,3 @@ def model_wise(
 
 def _is_feature(space: SearchSpace, name: str) -> bool:
     return not space.model.is_about(name) and "." in name and name.rpartition(".")[2] in FEATURES
-
-
-def _loss(history: History, recipe: Recipe) -> float:
-    record = history.of(recipe)
-    return float("inf") if record is None else record.loss
