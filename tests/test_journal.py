@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from raysq.errors import ResumeError, StorageError
 from raysq.journal import Entry, Header, Journal, WarmStart, read, record_from_dict, to_dict
+from raysq.op_times import OpTimes
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
@@ -61,6 +62,13 @@ def test_reads_what_was_written(path):
     entries = ENTRY, Entry(FAILED, seen=3)
     written(path, *entries)
     assert read(path) == (HEADER, entries)
+
+
+def test_a_run_keeps_the_times_that_its_strategy_read(path):
+    times = OpTimes({"fc": {Precision.INT8: 0.1, Precision.FP32: 0.3}}, {"fc": 0.01}, (("fc", "head"),))
+    with Journal.create(path, replace(HEADER, op_times=times)):
+        pass
+    assert read(path)[0].op_times == times
 
 
 def test_a_run_keeps_what_it_was_warm_started_with(path):
