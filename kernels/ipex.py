@@ -63,6 +63,7 @@ def extension() -> ModuleType:
         import intel_extension_for_pytorch as ipex
     logging.getLogger("IPEX").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="JIT pass will be deprecated")  # raised whenever a shape is compiled
+    warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")  # its own calls have gradients
     return ipex  # type: ignore[no-any-return]
 
 

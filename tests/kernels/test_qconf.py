@@ -385,7 +385,7 @@ def test_what_a_qconf_cannot_express_is_refused() -> None:
         Approach.DYNAMIC,
         TensorConfig(QuantDType.U8, Scheme.AFFINE, reduce_range=engine.capabilities().reduce_range),
     )
-    with pytest.raises(RaysqError, match="dynamic quantization is chosen by a qconfig mapping"):
+    with pytest.raises(RaysqError, match="dynamic and weight-only quantization are chosen by a qconfig mapping"):
         engine.configure(source, Recipe({"fc": dynamic}))
     if Precision.BF16 in engine.capabilities().ops[source.graph["fc"].op].precisions:
         with pytest.raises(RaysqError, match="bf16 is global in IPEX"):
