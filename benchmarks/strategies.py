@@ -1,7 +1,8 @@
 """Compares the strategies on simulated models and on the workloads: trials and seconds to what a user wants.
 
 Run it on a quiet machine: `python benchmarks/strategies.py --docs docs/strategies.md`. On the workloads every recipe is
-built, scored and timed once, however many strategies try it, and the results are kept in benchmarks/.cache.
+built, scored and timed once, however many strategies try it, and the results are kept in benchmarks/.cache; so are the
+searches, and the tables have a row for each strategy that was ever run there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,7 @@ def measured(name: str, threads: int) -> Problem:
     engine = base.get(prepared.engine)
     reference = baseline.measure(prepared, engine, prepared.source.model, eval_fn, goal, latency)
     worker = Worker(Job(prepared, eval_fn, goal, latency, reference), engine)
-    path = CACHE / f"{name.replace(', ', '_').replace(' ', '_')}.json"
+    path = CACHE / f"{file_name(name)}.json"
     known: dict[str, tuple[dict[str, Any], float]] = json.loads(path.read_text()) if path.exists() else {}
 
     def run(recipe: Recipe) -> tuple[dict[str, Any], float]:
@@ -125,6 +126,11 @@ def measured(name: str, threads: int) -> Problem:
 
     bound = {"source": prepared.source, "times": measured_times(prepared, engine, reference)}
     return Problem(name, prepared.space, bound, goal, run, exact)
+
+
+def file_name(problem: str) -> str:
+    """Return the name of a problem without what file names shouldn't have."""
+    return problem.replace(", ", "_").replace(" ", "_")
 
 
 def search(problem: Problem, strategy: Strategy, trials: int) -> list[Step]:
@@ -161,55 +167,57 @@ def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(output.flatten(0, -2), target.flatten())
 
 
-def compare(names: list[str], problems: Callable[[int], Problem], trials: int, seeds: int) -> dict[str, Any]:
-    """Return the medians of each strategy over the seeds; where no seed changes anything one run stands for all."""
-    runs: dict[str, list[tuple[Problem, list[Step]]]] = {name: [] for name in names}
+def compare(
+    names: list[str], problems: Callable[[int], Problem], trials: int, seeds: int
+) -> dict[str, dict[str, list[list[Any]]]]:
+    """Return the steps of each search by strategy and problem; where no seed changes anything one run stands for all."""
+    runs: dict[str, dict[str, list[list[Any]]]] = {name: {} for name in names}
     for seed in range(seeds):
         problem = problems(seed)
         for name in names:
-            if seed and name not in RANDOM and problem.name == runs[name][0][0].name:
-                runs[name].append(runs[name][0])
-                continue
-            steps = search(problem, make(name, problem, trials, seed), trials)
-            runs[name].append((problem, steps))
-            print(f"{problem.name} {name} {seed}: {len(steps)} trials", flush=True)
+            one_is_all = name not in RANDOM and problem.name in runs[name]
+            steps = [] if one_is_all else search(problem, make(name, problem, trials, seed), trials)
+            of = runs[name].setdefault(problem.name, [])
+            of.append(of[0] if one_is_all else [[s.feasible, s.ratio, s.seconds] for s in steps])
+            print(f"{problem.name} {name} {seed}: {len(of[-1])} trials", flush=True)
+    return runs
+
+
+def medians(runs: Mapping[str, Mapping[str, list[list[Any]]]], trials: int) -> dict[str, list[str]]:
+    """Return the cells of each strategy: trials and seconds to pass, to come close to the best known, how close."""
     best: dict[str, float] = {}
-    for problem, steps in (run for of in runs.values() for run in of):
-        best[problem.name] = min([best.get(problem.name, 9.0), *(s.ratio for s in steps if s.feasible)])
-    return {name: _medians(list(_reached(of, best)), trials) for name, of in runs.items()}
+    for problem, of in (item for problems in runs.values() for item in problems.items()):
+        best[problem] = min([best.get(problem, 9.0), *(ratio for run in of for ok, ratio, _ in run if ok)])
+    return {
+        name: _cells([_reached(run, best[problem]) for problem, of in problems.items() for run in of], trials)
+        for name, problems in runs.items()
+    }
 
 
-def _reached(runs: list[tuple[Problem, list[Step]]], best: Mapping[str, float]) -> Iterator[tuple[float, ...]]:
-    """Yield of each run: trials and seconds to the first that passes, and to one that is close to the best known."""
-    for problem, steps in runs:
-        passed = next((i for i, step in enumerate(steps) if step.feasible), None)
-        limit = CLOSE * best[problem.name]
-        close = next((i for i, step in enumerate(steps) if step.feasible and step.ratio <= limit), None)
-        yield tuple(
-            value
-            for i in (passed, close)
-            for value in ((float("inf"),) * 2 if i is None else (i + 1, steps[i].seconds))
-        ) + (min((step.ratio for step in steps if step.feasible), default=float("inf")) / best[problem.name],)
+def _reached(run: list[list[Any]], best: float) -> tuple[float, ...]:
+    never = float("inf")
+    passed = [(i + 1, ratio, seconds) for i, (ok, ratio, seconds) in enumerate(run) if ok]
+    first = passed[0] if passed else (never, never, never)
+    close = next((one for one in passed if one[1] <= CLOSE * best), (never, never, never))
+    return first[0], first[2], close[0], close[2], min((ratio for _, ratio, _ in passed), default=never) / best
 
 
-def _medians(reached: list[tuple[float, ...]], trials: int) -> list[str]:
-    columns = [statistics.median_low(column) for column in zip(*reached, strict=True)]
-    shown = [f"> {trials}" if value == float("inf") else f"{value:.0f}" for value in columns[:4]]
-    if columns[1] == float("inf"):
-        shown[1] = "–"
-    if columns[3] == float("inf"):
-        shown[3] = "–"
-    return [*shown, "none passed" if columns[4] == float("inf") else f"{columns[4]:.3f}"]
+def _cells(reached: list[tuple[float, ...]], trials: int) -> list[str]:
+    values = [statistics.median_low(column) for column in zip(*reached, strict=True)]
+    shown = ["–" if value == float("inf") else f"{value:.0f}" for value in values[:4]]
+    for place in (0, 2):
+        shown[place] = shown[place].replace("–", f"> {trials}")
+    return [*shown, "none passed" if values[4] == float("inf") else f"{values[4]:.3f}"]
 
 
 HEADINGS = ("strategy", "trials to pass", "seconds", "trials to within 2 %", "seconds", "its best / best known")
 
 
-def table(name: str, medians: Mapping[str, list[str]], trials: int, seeds: int) -> str:
+def table(name: str, cells: Mapping[str, list[str]], trials: int, seeds: int) -> str:
     """Return one table in Markdown."""
     title = f"**{name}**, at most {trials} trials, median of {seeds} seeds"
     head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
-    return "\n".join([title, "", *head, *(f"| {' | '.join([s, *cells])} |" for s, cells in medians.items())])
+    return "\n".join([title, "", *head, *(f"| {' | '.join([s, *of])} |" for s, of in cells.items())])
 
 
 def main() -> None:
@@ -231,13 +239,17 @@ def main() -> None:
         else:
             problem = measured(name, options.threads)
             problems = lambda seed, problem=problem: problem  # type: ignore[misc]  # noqa: E731
-        found = compare(options.strategies, problems, options.trials, options.seeds)
-        text = table(name, found, options.trials, options.seeds)
-        (options.out / f"{name.replace(', ', '_').replace(' ', '_')}.md").write_text(text)
+        kept = options.out / f"{file_name(name)}.runs.json"
+        runs = json.loads(kept.read_text()) if kept.exists() else {}
+        runs |= compare(options.strategies, problems, options.trials, options.seeds)
+        kept.write_text(json.dumps(runs))
+        ordered = {strategy: runs[strategy] for strategy in names if strategy in runs}
+        text = table(name, medians(ordered, options.trials), options.trials, options.seeds)
+        (options.out / f"{file_name(name)}.md").write_text(text)
         print(text, flush=True)
     if options.docs:
-        kept = [options.out / f"{n.replace(', ', '_').replace(' ', '_')}.md" for n in (SIMULATION, *WORKLOADS)]
-        content = "\n\n".join([*(p.read_text() for p in kept if p.exists()), where(options.threads, PACKAGES)])
+        tables = [options.out / f"{file_name(name)}.md" for name in (SIMULATION, *WORKLOADS)]
+        content = "\n\n".join([*(t.read_text() for t in tables if t.exists()), where(options.threads, PACKAGES)])
         options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
 
 
