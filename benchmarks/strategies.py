@@ -170,7 +170,7 @@ def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def compare(
     names: list[str], problems: Callable[[int], Problem], trials: int, seeds: int
 ) -> dict[str, dict[str, list[list[Any]]]]:
-    """Return the steps of each search by strategy and problem; where no seed changes anything one run stands for all."""
+    """Return the steps of each search by strategy and problem; where no seed matters one run stands for all."""
     runs: dict[str, dict[str, list[list[Any]]]] = {name: {} for name in names}
     for seed in range(seeds):
         problem = problems(seed)
