@@ -59,11 +59,12 @@ class Auto(Strategy):
        the fastest within the tolerance, by an integer programme, is tried; each result corrects it, until it knows
        nothing better. As in HAWQ-V3 (arXiv 2011.10680); that single effects don't add up (CLADO, arXiv 2307.05657) is
        what correcting is for.
-    3. What may be faster: families in float, other float types, other schemes; then all that was, together. These say
+    3. Where the default failed, as soon as something passes: no smoothing, each transform, other algorithms, schemes
+       and roundings for all calls at once until one of them passes, then the best of each kind together. What loses
+       least is what 2. then goes on with.
+    4. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
+    5. What may be faster: families in float, other float types, other schemes; then all that was, together. These say
        most about the model's times, so 2. again.
-    4. Where the default failed: no smoothing, each transform, other algorithms, schemes and roundings for all calls at
-       once, then the best of each kind together; where that loses less, 2. again on top of it.
-    5. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
     6. Float calls back to int8, those that gain most time first, half of them at once, then fewer.
     7. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
 
@@ -83,15 +84,15 @@ class Auto(Strategy):
         yield from self._everywhere(history)
         yield BARRIER
         self._failed = history.best is None
-        yield from self._modelled(history)
-        if history.best is not None:
-            yield from self._speed_up(history)
-            yield from self._modelled(history)
         if self._failed:
+            yield from self._modelled(history, first=True)
             yield from self._vary(history)
+        yield from self._modelled(history)
         if history.best is None:
             yield from bisected(self.space, self._base, history)
         if history.best is not None:
+            yield from self._speed_up(history)
+            yield from self._modelled(history)
             yield from shrunk(self.space, self._base, history, self._share, self._gains(history))
         yield from self._refine(history)
 
@@ -106,25 +107,31 @@ class Auto(Strategy):
             self._base = min(tried, key=history.loss)
 
     def _vary(self, history: History) -> Steps:
-        """Try other algorithms and schemes for all calls at once, then the best of each kind together."""
+        """Try other algorithms and schemes for all calls at once until one passes, then the best of each together.
+
+        What loses least is what further steps build on.
+        """
         default = self._base
         variants = [*self.space.model.variants(default), *self._feature_variants(default)]
+        tried: list[Recipe] = []
         for ways in variants:
             for label, change in ways:
-                yield Proposal(change(default), label)
+                if not any(map(history.feasible, tried)):
+                    tried.append(change(default))
+                    yield Proposal(tried[-1], label)
         yield BARRIER
         combined = default
         for ways in variants:
             _, change = min(ways, key=lambda way: history.loss(way[1](default)))
             if history.loss(change(default)) < history.loss(default):
                 combined = change(combined)
-        yield Proposal(combined, "best of each")
-        yield BARRIER
-        tried = [combined, *(change(default) for ways in variants for _, change in ways)]
-        least = min(tried, key=history.loss)
+        if not any(map(history.feasible, tried)):
+            tried.append(combined)
+            yield Proposal(combined, "best of each")
+            yield BARRIER
+        least = min([default, *tried], key=history.loss)
         if history.loss(least) < WORTH * history.loss(default):
             self._base = least
-            yield from self._modelled(history)
 
     def _feature_variants(self, default: Recipe) -> Iterator[list[tuple[str, Change]]]:
         for feature in VARIANTS:
@@ -132,11 +139,16 @@ class Auto(Strategy):
             if values:
                 yield [(f"{feature} {value}", partial(with_feature, self.space, feature, value)) for value in values]
 
-    def _modelled(self, history: History) -> Steps:
-        """Propose what a model of both objectives takes for the fastest, until it knows nothing better."""
+    def _modelled(self, history: History, *, first: bool = False) -> Steps:
+        """Propose what a model of both objectives takes for the fastest, until it knows nothing better.
+
+        Args:
+            history: live.
+            first: end with the first recipe that passes.
+        """
         surrogate = self._surrogate
         left = self._share
-        while surrogate.calls and left:
+        while surrogate.calls and left and not (first and history.best is not None):
             found = self._optimum(surrogate, history)
             if found is not None:
                 left -= 1

@@ -91,6 +91,11 @@ class History(Sequence[TrialRecord]):
         record = self.of(recipe)
         return float("inf") if record is None else record.loss
 
+    def feasible(self, recipe: Recipe) -> bool:
+        """Whether a recipe was tried and met the goal."""
+        record = self.of(recipe)
+        return record is not None and record.feasible
+
     @property
     def best(self) -> TrialRecord | None:
         """The feasible record of the lowest cost, the earliest of equals; None if there is none."""

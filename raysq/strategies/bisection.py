@@ -80,8 +80,7 @@ def _climb(space: SearchSpace, base: Recipe, precision: Precision, history: Hist
 
 def _bisect(space: SearchSpace, base: Recipe, precision: Precision, history: History) -> Steps:
     def passes(calls: Sequence[str]) -> bool:
-        record = history.of(in_float(space, calls, precision, base))
-        return record is not None and record.feasible
+        return history.feasible(in_float(space, calls, precision, base))
 
     passed = [(k, name) for name, calls in rankings(space).items() for k in _rungs(space) if passes(calls[:k])]
     if not passed:

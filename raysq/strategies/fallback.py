@@ -26,7 +26,6 @@ __all__ = [
     "each_block",
     "each_call",
     "in_order",
-    "passes",
     "turns",
 ]
 
@@ -140,14 +139,14 @@ def accumulated(
     if until - history.proposed >= len(calls):
         for count in range(1, len(calls) + 1):
             yield from trial(count)
-            if passes(history, first(count)):
+            if history.feasible(first(count)):
                 return
         return
     bottom, top = 0, len(calls)
     while top - bottom > 1:
         count = (top + bottom) // 2
         yield from trial(count)
-        top, bottom = (count, bottom) if passes(history, first(count)) else (top, count)
+        top, bottom = (count, bottom) if history.feasible(first(count)) else (top, count)
 
 
 def in_order(
@@ -169,12 +168,6 @@ def in_order(
         yield from accumulated(space, history, base, precision, calls, until, name)
         if history.best is not None:
             return
-
-
-def passes(history: History, recipe: Recipe) -> bool:
-    """Whether a recipe was tried and met the goal."""
-    record = history.of(recipe)
-    return record is not None and record.feasible
 
 
 def _members(graph: ModelGraph, blocks: Blocks | None) -> Iterator[tuple[str, set[str]]]:

@@ -9,7 +9,7 @@ from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import rank
 from raysq.sensitivities.mse_v2 import MSEv2
 from raysq.strategies.base import Barrier, History, Proposal, Strategy
-from raysq.strategies.fallback import candidates, passes, turns
+from raysq.strategies.fallback import candidates, turns
 from raysq.strategies.moves import in_float
 from raysq.strategies.stages import model_wise, together
 
@@ -80,5 +80,5 @@ class MSEv2Order(Strategy):
             floats = [call for call in floats if call != order[-1]]
             recipe = in_float(self.space, floats, precision, base)
             yield from together([Proposal(recipe, f"{order[-1]} back in int8")], history, self.max_trials)
-            if not passes(history, recipe):
+            if not history.feasible(recipe):
                 return
