@@ -75,7 +75,7 @@ def test_the_ladder_where_the_default_fails() -> None:
     assert sorted(first, key=lambda kind: first[kind]) == STEPS
 
 
-STEPS = ["default", "predicted", "matmul in", "algorithm", "tpe"]
+STEPS = ["default", "predicted", "algorithm", "matmul in", "tpe"]
 
 
 def test_where_no_fallback_set_that_it_predicts_passes_it_climbs_the_ranking() -> None:
