@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import ARGUMENTS
 from optuna.samplers import RandomSampler
 from ray import cloudpickle
 from ray.tune.search import Searcher
@@ -27,7 +28,9 @@ def conductor(
 ) -> Conductor:
     space = sim.space()
     searcher = (
-        strategies.get(inner).bind(space, sim.goal, trials, seed, costs=sim.costs) if isinstance(inner, str) else inner
+        strategies.get(inner, **ARGUMENTS.get(inner, {})).bind(space, sim.goal, trials, seed, costs=sim.costs)
+        if isinstance(inner, str)
+        else inner
     )
     return Conductor(searcher, space, sim.goal, trials, **kwargs)
 
