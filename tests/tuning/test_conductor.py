@@ -161,7 +161,9 @@ def test_a_replay_of_a_replay_is_the_same() -> None:
     third = conductor(sim, trials=25)
     third.replay(twice)
     assert [r.recipe.digest for r in third.history] == [r.recipe.digest for r in second.history]
-    assert {r.trial for r in third.history} == set(range(15)) | {r.trial for r in second.history}
+    numbers = [r.trial for r in third.history]
+    assert numbers == [r.trial for r in second.history]  # one may be missing: of what ran when the first was killed
+    assert len(set(numbers)) == len({r.recipe.digest for r in third.history}) == len(numbers) >= 15
 
 
 def test_what_another_searcher_tried_is_not_tried_again() -> None:
