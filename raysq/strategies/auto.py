@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar
 
 from raysq.description import family
-from raysq.errors import ModelError
+from raysq.errors import CalibrationError, ModelError
 from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import MSE, Fisher
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy
@@ -177,7 +177,7 @@ class Auto(Strategy):
     def _prior_losses(self) -> dict[str, float]:
         """Return what int8 may cost each call: by a sensitivity, or where nothing tells by its place in a ranking."""
         if self._failed and self.measures_costs:
-            with suppress(ModelError):  # no derivative, or no batch of one
+            with suppress(ModelError, CalibrationError):  # no derivative, or no batch of one
                 return self.costs(Fisher(), self._base)
         if self.measures_costs:
             return self.costs(MSE(), self._base)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from driving import drive
 from simulation import RoughSimulation, Simulation
 
 from raysq import strategies
+from raysq.errors import CalibrationError, ModelError
 from raysq.recipe import Precision
+from raysq.sensitivities import Sensitivity
 from raysq.strategies.auto import Auto
 from raysq.strategies.base import Strategy
 
@@ -91,6 +94,22 @@ def test_without_costs_and_times_it_goes_by_the_ranking() -> None:
     strategy = Auto().bind(sim.space(), sim.goal, 30)
     drive(strategy, sim, trials=30)
     assert strategy.history.best is not None
+
+
+@pytest.mark.parametrize("error", [ModelError, CalibrationError])
+def test_where_gradients_cannot_be_had_it_goes_by_the_error_of_each_call(error: type[Exception]) -> None:
+    sim = Simulation(seed=2)
+    asked: list[str] = []
+
+    def costs(sensitivity: Sensitivity, *given: Any) -> dict[str, float]:
+        asked.append(sensitivity.name)
+        if sensitivity.name == "fisher":
+            raise error("no batch of one")
+        return sim.costs(sensitivity, *given)
+
+    strategy = Auto().bind(sim.space(), sim.goal, 20, costs=costs)
+    drive(strategy, sim, trials=20)
+    assert asked[:2] == ["fisher", "mse"] and strategy.history.best is not None
 
 
 def test_the_float_calls_are_in_the_type_that_is_fastest() -> None:
