@@ -1,4 +1,4 @@
-"""A recipe of one model carried over to the space of another: the closest that may be tried there."""
+"""A recipe from outside of a space carried over to it: the closest that may be tried there."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from raysq.features import FEATURES, canonical
 from raysq.recipe import OpConfig, Recipe
 from raysq.space import SearchSpace
 
-__all__ = ["adapted"]
+__all__ = ["adapted", "within"]
+
+
+def within(space: SearchSpace, recipe: Recipe) -> Recipe:
+    """Return the recipe of a space that is closest to one from outside: what it allows stays as it is.
+
+    Calls and groups are told by name. Each call runs as the recipe says, or by the option that has most in common with
+    that, the same precision first; one that the recipe doesn't name is fp32 there too.
+    """
+    ops = {call: _closest(canonical(recipe.config(call)), options) for call, options in space.options.items()}
+    return space.model.within(replace(recipe, ops=ops))
 
 
 def adapted(recipe: Recipe, space: SearchSpace) -> Recipe | None:
-    """Return the recipe of a space that is closest to this one; one that lies in the space is returned as it is.
+    """Return the recipe of a space that is closest to one of another model; one that lies in the space as it is.
 
-    Calls and groups are told by name. Each call runs as the recipe says, or by the option that has most in common with
-    that, the same precision first; one that the recipe doesn't name is fp32 there too. What the space doesn't have is
-    dropped, fixed smoothing scales with it.
+    What the space doesn't have is dropped, fixed smoothing scales with it.
 
     Returns:
         None where the two have no call in common, or none of them would be left in int8.
@@ -24,8 +32,7 @@ def adapted(recipe: Recipe, space: SearchSpace) -> Recipe | None:
     if not recipe.ops.keys() & space.options.keys():
         return None
     alphas = {group: alpha for group, alpha in recipe.smoothing.items() if not isinstance(alpha, tuple)}
-    ops = {call: _closest(canonical(recipe.config(call)), options) for call, options in space.options.items()}
-    found = space.model.within(replace(recipe, ops=ops, smoothing=alphas))
+    found = within(space, recipe.with_smoothing(alphas))
     return found if found.int8_calls else None
 
 

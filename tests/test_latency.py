@@ -81,7 +81,15 @@ def test_hopeless_candidate_ends_early():
     timing = timed(stuck, model(clock, [0.087]), clock)
     assert timing.hopeless
     assert timing.ratio > HOPELESS
-    assert stuck.calls == 2  # 8 s a call: not even the warm-up is completed
+    assert stuck.calls == 3  # 8 s a call: a warm-up of two, and one to be sure
+
+
+def test_a_call_that_lost_the_core_condemns_no_model():
+    clock = Clock()
+    warm_up = [0.005, 0.005, 0.05]  # the third lost the core
+    timing = timed(model(clock, warm_up + [0.0001] * 1000), model(clock, [0.0002]), clock)
+    assert not timing.hopeless
+    assert timing.ratio == pytest.approx(0.5)
 
 
 def test_budget_ends_a_noisy_timing():

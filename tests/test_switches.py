@@ -20,8 +20,8 @@ from raysq.model_choices import ModelChoices
 from raysq.options import Smoothing
 from raysq.recipe import Recipe, Rounding, Transform
 from raysq.space import SearchSpace, build_space
-from raysq.strategies.moves import within
 from raysq.switches import free_switches, read_switches, with_switches
+from raysq.transfer import within
 
 
 def small_space() -> SearchSpace:

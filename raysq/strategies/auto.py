@@ -16,18 +16,17 @@ from raysq.strategies.bisection import bisected, shrunk
 from raysq.strategies.following import follow, teach
 from raysq.strategies.moves import (
     Change,
-    flippable,
     float_precisions,
     in_float,
     in_int8,
     other_values,
     rankings,
     with_feature,
-    within,
 )
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.surrogate import Prediction, Surrogate
 from raysq.strategies.tpe import tpe_sampler
+from raysq.transfer import within
 
 __all__ = ["Auto"]
 
@@ -93,7 +92,8 @@ class Auto(Strategy):
         if history.best is not None:
             yield from self._speed_up(history)
             yield from self._modelled(history)
-            yield from shrunk(self.space, self._base, history, self._share, self._gains(history))
+            gains = self._surrogate.gains(history.best.recipe, history)
+            yield from shrunk(self.space, self._base, history, self._share, gains)
         yield from self._refine(history)
 
     def _everywhere(self, history: History) -> Steps:
@@ -189,16 +189,6 @@ class Auto(Strategy):
             self._surrogates[self._base.digest] = Surrogate(self.space, self._base, self._prior_losses(), self.times)
         return self._surrogates[self._base.digest]
 
-    def _gains(self, history: History) -> dict[str, float]:
-        """Return how much faster each call would be in int8, of those of the best recipe that are in float."""
-        assert history.best is not None
-        best, surrogate = history.best.recipe, self._surrogate
-        now = surrogate.ratio(best, history)
-        gains = {}
-        for call in (name for name in surrogate.base.int8_calls if not best.config(name).is_int8):
-            gains[call] = now - surrogate.ratio(in_int8(self.space, [call], self._base, best), history)
-        return {call: gain for call, gain in gains.items() if gain > 0}
-
     def _speed_up(self, history: History) -> Steps:
         """Try what may be faster on top of the best so far; last, all that was faster together."""
         start = history.best
@@ -225,7 +215,7 @@ class Auto(Strategy):
         """Yield what may make a recipe faster, the likeliest first."""
         space = self.space
         members: dict[str, list[str]] = {}
-        for call in flippable(space):
+        for call in space.flippable:
             members.setdefault(family(space.graph[call]), []).append(call)
         precisions = float_precisions(space)
         for name in sorted(members, key=lambda name: name not in INT8_RARELY_PAYS):

@@ -10,12 +10,12 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial
 
-from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
+from raysq.strategies.sampled import STARTUP_TRIALS, Modelled
 
 __all__ = ["Bayesian", "gp_sampler"]
 
 
-class Bayesian(ByOptuna):
+class Bayesian(Modelled):
     """The default recipe, some random ones, then the expected improvement of a Gaussian process.
 
     One process models latency, another the lost accuracy (Gardner et al. 2014, constrained expected improvement). They

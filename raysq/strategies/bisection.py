@@ -39,11 +39,11 @@ def shrunk(space: SearchSpace, base: Recipe, history: History, trials: int, gain
         base: how calls run in int8.
         history: has a feasible trial.
         trials: that may be spent.
-        gains: how much faster a call is in int8; others stay in float.
+        gains: how much faster each call is in int8; those that are not stay in float.
     """
 
     def fallen_back(recipe: Recipe) -> list[str]:
-        names = [name for name in gains if not recipe.config(name).is_int8]
+        names = [name for name, gain in gains.items() if gain > 0 and not recipe.config(name).is_int8]
         return sorted(names, key=lambda name: -gains[name])
 
     assert history.best is not None

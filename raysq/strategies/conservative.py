@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from raysq.features import group_of
 from raysq.strategies.base import Barrier, History, Proposal, Strategy
-from raysq.strategies.moves import flippable, float_precisions, in_float, in_int8
+from raysq.strategies.moves import float_precisions, in_float, in_int8
 from raysq.strategies.stages import together
 
 __all__ = ["Conservative"]
@@ -34,11 +34,11 @@ class Conservative(Strategy):
         """Yield one recipe per type, each after the last one ended."""
         space, default = self.space, self.space.default()
         members: dict[str, list[str]] = {}
-        for call in flippable(space):
+        for call in space.flippable:
             members.setdefault(group_of(space.graph[call]), []).append(call)
         kept = default
         for precision in float_precisions(space)[:1]:
-            kept = in_float(space, flippable(space), precision, default)
+            kept = in_float(space, space.flippable, precision, default)
         yield from together([Proposal(kept, "in float")], history, self.max_trials)
         for name in [name for name in TYPES if name in members] or list(members):
             recipe = in_int8(space, members[name], default, kept)

@@ -13,14 +13,14 @@ from raysq.errors import OptionError, StorageError
 from raysq.result import TrialRecord
 from raysq.strategies import experiments
 from raysq.strategies.bayesian import gp_sampler
-from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
+from raysq.strategies.sampled import STARTUP_TRIALS, Modelled
 
 __all__ = ["Constrained"]
 
 log = logging.getLogger("raysq")
 
 
-class Constrained(ByOptuna):
+class Constrained(Modelled):
     """Constrained expected improvement of Gaussian processes over the whole space, calls in float included.
 
     Gaussian processes, as `bayesian` has them, rather than TPE: they find more with few trials, and their kernel

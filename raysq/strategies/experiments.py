@@ -17,7 +17,7 @@ from raysq.errors import StorageError
 from raysq.goal import Goal
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
-from raysq.strategies.optuna_searcher import CONSTRAINT, excess
+from raysq.strategies.optuna_searcher import CONSTRAINT, excess, unannounced
 from raysq.tuning.domains import distributions
 
 __all__ = ["opened", "track"]
@@ -33,15 +33,12 @@ def opened(path: Path, name: str, space: SearchSpace, goal: Goal) -> optuna.Stud
     """
     described = json.dumps({key: distribution_to_json(value) for key, value in distributions(space).items()})
     search = {"space": hashlib.sha256(described.encode()).hexdigest()[:16], "goal": str(goal)}
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce the study
     try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        with unannounced():
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
     except (OSError, ValueError) as exc:
         raise StorageError(f"{path} can't be used as an Optuna journal: {exc}. Pass another `storage`.") from exc
-    finally:
-        optuna.logging.set_verbosity(level)
     if not study.user_attrs:
         for key, value in search.items():
             study.set_user_attr(key, value)

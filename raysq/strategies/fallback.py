@@ -13,7 +13,7 @@ from raysq.recipe import Precision, Recipe
 from raysq.result import Status
 from raysq.space import SearchSpace
 from raysq.strategies.base import Barrier, History, Proposal
-from raysq.strategies.moves import flippable, float_precisions, in_float
+from raysq.strategies.moves import float_precisions, in_float
 from raysq.strategies.stages import Stage, together
 
 __all__ = [
@@ -34,7 +34,7 @@ Blocks = Sequence[Sequence[str]]  # per block, expressions for the calls in it
 
 def candidates(space: SearchSpace, base: Recipe) -> list[str]:
     """Return the calls of a recipe that are in int8 and may be float, in execution order."""
-    return [call for call in flippable(space) if base.config(call).is_int8]
+    return [call for call in space.flippable if base.config(call).is_int8]
 
 
 def bisecting(calls: int) -> int:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from raysq.calibration.minmax import MinMax
-from raysq.features import FEATURES, FLOAT_DTYPE, Value, canonical
+from raysq.features import FEATURES, FLOAT_DTYPE, Value
 from raysq.recipe import Approach, Granularity, OpConfig, Precision, Recipe, Rounding
 from raysq.space import SearchSpace
+from raysq.transfer import within
 
 __all__ = [
     "Change",
-    "flippable",
     "float_precisions",
     "framework_default",
     "in_float",
@@ -21,15 +21,9 @@ __all__ = [
     "other_values",
     "with_choices",
     "with_feature",
-    "within",
 ]
 
 Change = Callable[[Recipe], Recipe]
-
-
-def flippable(space: SearchSpace) -> list[str]:
-    """Return the calls that may run in int8 or in float, in execution order."""
-    return list(space.flippable)
 
 
 def rankings(space: SearchSpace) -> dict[str, tuple[str, ...]]:
@@ -111,21 +105,3 @@ def framework_default(space: SearchSpace) -> Recipe:
         for call, config in default.ops.items()
     }
     return within(space, Recipe(plain))
-
-
-def within(space: SearchSpace, recipe: Recipe) -> Recipe:
-    """Return the recipe of a space that is nearest to one from outside: what it allows stays as it is.
-
-    A call keeps its precision if it may, and as many features as it can.
-    """
-    ops = {call: _nearest(configs, canonical(recipe.config(call))) for call, configs in space.options.items()}
-    return space.model.within(replace(recipe, ops=ops))
-
-
-def _nearest(configs: tuple[OpConfig, ...], wanted: OpConfig) -> OpConfig:
-    if wanted in configs:
-        return wanted
-    same = [config for config in configs if config.is_int8 and wanted.is_int8]
-    if same:
-        return max(same, key=lambda config: sum(read(config) == read(wanted) for read in FEATURES.values()))
-    return next((config for config in configs if config.is_int8 == wanted.is_int8), configs[0])

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from optuna.samplers import NSGAIISampler
 
 from raysq.errors import OptionError
 from raysq.options import is_whole
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
-from raysq.strategies.following import follow, teach
-from raysq.strategies.optuna_searcher import ConstrainedOptuna
+from raysq.strategies.sampled import ByOptuna
 
 __all__ = ["NSGA2"]
 
 POPULATION = 20  # Optuna's 50 would all be random in `raysq.tune`'s default budget; with 10 it soon stood still
 
 
-class NSGA2(Strategy):
+class NSGA2(ByOptuna):
     """The default recipe, then NSGA-II over the whole space: what no other trial beats in all objectives.
 
     The objectives are latency, accuracy and what else the goal names, each for itself; the goal's weights only pick
@@ -36,20 +33,14 @@ class NSGA2(Strategy):
     """
 
     name: ClassVar[str] = "nsga2"
+    front: ClassVar[bool] = True
 
     def __init__(self, population_size: int = POPULATION) -> None:
         if not is_whole(population_size) or population_size < 2:
             raise OptionError(f"`population_size` must be a whole number of at least 2, got {population_size!r}.")
-        super().__init__()
+        super().__init__(fallback=True)
         self.population_size = population_size
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
-        """Yield what the searcher suggests, the default first."""
-        default = self.space.default()
-        yield Proposal(default, "default")
-        if not self.space.dimensions:
-            return
-        sampler = NSGAIISampler(seed=self.seed, population_size=self.population_size)
-        engine = ConstrainedOptuna(self.space, self.goal, sampler, points=[self.space.config(default)], front=True)
-        teach(engine, self.space, (known for known in history if known.recipe != default))  # of a warm start
-        yield from follow(engine, self.space, history, self.name)
+    def sampler(self) -> NSGAIISampler:
+        """Return Optuna's NSGA-II."""
+        return NSGAIISampler(seed=self.seed, population_size=self.population_size)

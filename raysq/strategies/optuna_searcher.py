@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,20 @@ from raysq.strategies.base import METRIC
 from raysq.tuning.domains import distributions
 from raysq.tuning.records import record
 
-__all__ = ["CONSTRAINT", "ConstrainedOptuna", "excess"]
+__all__ = ["CONSTRAINT", "ConstrainedOptuna", "excess", "unannounced"]
 
 CONSTRAINT = "accuracy"  # Optuna: at most 0 is feasible
+
+
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Keep Optuna from announcing each study that is made inside the block."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 class ConstrainedOptuna(OptunaSearch):
@@ -55,9 +67,7 @@ class ConstrainedOptuna(OptunaSearch):
         self._goal = goal
         self._front = goal.front if front else ()
         self._distributions = distributions(space)
-        level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce the study
-        try:
+        with unannounced():
             super().__init__(
                 space=self._distributions,
                 metric=list(self._front) or METRIC,
@@ -65,8 +75,6 @@ class ConstrainedOptuna(OptunaSearch):
                 sampler=sampler,
                 points_to_evaluate=[self._point(config) for config in points],
             )
-        finally:
-            optuna.logging.set_verbosity(level)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take no notice: what counts is how a trial ends."""

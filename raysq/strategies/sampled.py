@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from optuna.samplers import BaseSampler
 
@@ -15,7 +15,7 @@ from raysq.strategies.base import Barrier, History, Proposal, Strategy
 from raysq.strategies.following import follow, teach
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 
-__all__ = ["STARTUP_TRIALS", "ByOptuna", "Sampled", "at_least_one"]
+__all__ = ["STARTUP_TRIALS", "ByOptuna", "Modelled", "Sampled", "at_least_one"]
 
 STARTUP_TRIALS = 10  # Optuna's own default, for all its samplers
 
@@ -49,7 +49,25 @@ class Sampled(Strategy):
 
 
 class ByOptuna(Sampled):
-    """What a sampler of Optuna suggests, told of latency and of the accuracy constraint.
+    """What a sampler of Optuna suggests, told of the cost and of the accuracy constraint."""
+
+    front: ClassVar[bool] = False  # whether each objective is told for itself instead of the cost
+
+    @abstractmethod
+    def sampler(self) -> BaseSampler:
+        """Return a new sampler of `self.seed`; asked for once per search."""
+
+    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+        """Yield what the sampler suggests, told of the default first."""
+        default = space.default()
+        points = [space.config(default)]
+        engine = ConstrainedOptuna(space, self.goal, self.sampler(), points=points, front=self.front)
+        teach(engine, space, (known for known in history if known.recipe != default))  # of a warm start
+        yield from follow(engine, space, history, self.name)
+
+
+class Modelled(ByOptuna):
+    """What a sampler suggests that models the trials after some random ones.
 
     Args:
         startup_trials: random trials before it models anything, >= 1.
@@ -62,17 +80,6 @@ class ByOptuna(Sampled):
     def __init__(self, startup_trials: int = STARTUP_TRIALS, fallback: bool = False) -> None:
         super().__init__(fallback)
         self.startup_trials = at_least_one("startup_trials", startup_trials)
-
-    @abstractmethod
-    def sampler(self) -> BaseSampler:
-        """Return a new sampler of `self.seed` and `self.startup_trials`; asked for once per search."""
-
-    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
-        """Yield what the sampler suggests, told of the default first."""
-        default = space.default()
-        engine = ConstrainedOptuna(space, self.goal, self.sampler(), points=[space.config(default)])
-        teach(engine, space, (known for known in history if known.recipe != default))  # of a warm start
-        yield from follow(engine, space, history, self.name)
 
 
 def at_least_one(name: str, value: Any) -> int:

@@ -12,8 +12,9 @@ from raysq.features import FEATURES
 from raysq.recipe import Approach, Recipe
 from raysq.space import SearchSpace
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal
-from raysq.strategies.moves import with_choices, within
+from raysq.strategies.moves import with_choices
 from raysq.switches import free_switches
+from raysq.transfer import within
 
 __all__ = ["Stage", "all_switches", "alphas", "dynamic", "every_switch", "least", "model_wise", "op_types", "together"]
 

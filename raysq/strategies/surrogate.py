@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
 from raysq.description import family
+from raysq.features import canonical
 from raysq.op_times import OpTimes, typical_times
-from raysq.recipe import OpConfig, Precision, Recipe
+from raysq.recipe import Precision, Recipe
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
 from raysq.strategies.knapsack import Problem, solve
-from raysq.strategies.moves import flippable, float_precisions, in_float, in_int8
+from raysq.strategies.moves import float_precisions, in_float, in_int8
 
 __all__ = ["Prediction", "Surrogate", "posterior"]
 
@@ -58,7 +59,7 @@ class Surrogate:
         self, space: SearchSpace, base: Recipe, losses: Mapping[str, float], times: OpTimes | None = None
     ) -> None:
         self._space = space
-        self.calls = flippable(space)
+        self.calls = tuple(space.flippable)
         self.base = in_int8(space, self.calls, base, base)
         self._kinds = (Precision.INT8, *float_precisions(space))
         known = [losses[c] for c in self.calls if c in losses] or [1.0]
@@ -101,6 +102,14 @@ class Surrogate:
         """Return the latency ratio that the model expects of a recipe."""
         times, std = self._time_terms([record for record in history if record.status is Status.FINISHED])
         return float(self._time_row(recipe) @ (times - optimism * std))
+
+    def gains(self, recipe: Recipe, history: Iterable[TrialRecord]) -> dict[str, float]:
+        """Return by how much the model expects the ratio to fall with a float call of a recipe in int8, for each."""
+        times, _ = self._time_terms([record for record in history if record.status is Status.FINISHED])
+        now = self._time_row(recipe)
+        floats = [call for call in self.base.int8_calls if not recipe.config(call).is_int8]
+        changed = {call: self._time_row(in_int8(self._space, [call], self.base, recipe)) for call in floats}
+        return {call: float((now - row) @ times) for call, row in changed.items()}
 
     def _losses(self, records: Iterable[TrialRecord]) -> tuple[Floats, Floats]:
         """Return mean and std of the loss: what is lost in any case, then of each call."""
@@ -149,7 +158,7 @@ class Surrogate:
         """Whether a recipe is the base with some calls in float: other ways to quantize lose something else."""
         same = recipe.smoothing == self.base.smoothing and recipe.transforms == self.base.transforms
         return same and all(
-            _same(recipe.config(call), self.base.config(call))
+            canonical(recipe.config(call)) == canonical(self.base.config(call))
             or (call in self._flips and not recipe.config(call).is_int8)
             for call in self._space.options
         )
@@ -206,7 +215,3 @@ def posterior(
     gain = np.linalg.solve(matrix @ covariance.T + np.diag(noise), covariance)
     left = variance + (shared**2).sum(axis=1) - (covariance * gain).sum(axis=0)
     return mean + (values - matrix @ mean) @ gain, np.sqrt(np.maximum(left, 0.0))
-
-
-def _same(one: OpConfig, other: OpConfig) -> bool:
-    return one == other or (not one.is_int8 and not other.is_int8 and one.precision is other.precision)

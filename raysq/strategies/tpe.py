@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from optuna.samplers import TPESampler
 
-from raysq.strategies.sampled import STARTUP_TRIALS, ByOptuna
+from raysq.strategies.sampled import STARTUP_TRIALS, Modelled
 
 __all__ = ["TPE", "tpe_sampler"]
 
 
-class TPE(ByOptuna):
+class TPE(Modelled):
     """The default recipe, some random ones, then TPE (Bergstra et al. 2011) under the accuracy constraint.
 
     Unlike INC, whose `tpe` is HyperOpt's with a penalty for lost accuracy (see `tpe_hyperopt`) and divides by zero
