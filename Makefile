@@ -55,7 +55,7 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url "$(TORCH_INDEX)" "torch==2.8.*")
-	$(PIP) -e ".[ipex,hyperopt,report,dev]"
+	$(PIP) -e ".[ipex,openvino,hyperopt,report,dev]"
 	touch $@
 
 $(NEWEST_STAMP): pyproject.toml constraints-newest.txt

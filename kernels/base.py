@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "Profiling",
     "Selective",
     "Source",
+    "Storing",
     "available",
     "check",
     "get",
@@ -43,9 +44,10 @@ __all__ = [
 BACKENDS: Mapping[str, str] = {
     "ipex": "raysq.kernels.ipex",
     "ipex_qconf": "raysq.kernels.ipex_qconf",
+    "openvino": "raysq.kernels.openvino",
     "reference": "raysq.kernels.reference",
 }
-PREFERRED = ("ipex", "reference")  # order in which backend=None looks for one that is available
+PREFERRED = ("ipex", "openvino", "reference")  # order in which backend=None looks for one that is available
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,14 @@ class Selective(Protocol):
         """Return the calls of a model that can't run in int8, and why; asked once, before its space is searched."""
 
 
+@runtime_checkable
+class Storing(Protocol):
+    """A backend whose builds are saved as something else than TorchScript."""
+
+    def read(self, directory: Path, example: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
+        """Return what a build saved in a directory, as a function of flat tensors like the example's."""
+
+
 def get(name: str) -> Backend:
     """Return a backend that can run here.
 
@@ -278,13 +288,13 @@ def with_approaches(approaches: Iterable[Approach]) -> list[str]:
     return [engine.name for engine in engines if set(approaches) & engine.capabilities().approaches]
 
 
-def available() -> Backend:
-    """Return the preferred backend among those that can run here."""
-    for name in PREFERRED:
+def available(names: Sequence[str] = PREFERRED) -> Backend:
+    """Return the first of some backends that can run here."""
+    for name in names:
         engine: Backend = importlib.import_module(BACKENDS[name]).Engine()
         if engine.unavailable_because() is None:
             return engine
-    raise BackendError(f"no backend can run here; tried {', '.join(PREFERRED)}.")
+    raise BackendError(f"no backend can run here; tried {', '.join(names)}.")
 
 
 def check(recipe: Recipe, source: Source, capabilities: Capabilities) -> None:

@@ -19,7 +19,7 @@ from raysq.errors import StorageError
 from raysq.kernels.cpu import instruction_sets
 from raysq.recipe import Precision
 
-__all__ = ["WARM_UP_RUNS", "ScriptedModel", "load"]
+__all__ = ["WARM_UP_RUNS", "ScriptedModel", "load", "write_signature"]
 
 log = logging.getLogger("raysq")
 
@@ -62,14 +62,19 @@ class ScriptedModel:
     def save(self, directory: Path) -> None:
         """Write model.pt, which torch.jit.load reads, how it is called, and configure.json where there is one."""
         torch.jit.save(self.script, str(directory / MODEL_FILE))
-        torch.save(list(self.example), directory / EXAMPLE_FILE)
-        signature = {**self.model.signature(), "backend": self.backend, "isa": list(instruction_sets())}
-        (directory / SIGNATURE_FILE).write_text(json.dumps(signature, indent=1))
+        write_signature(directory, self.model, self.backend, self.example)
         if self.configure is not None:
             try:
                 (directory / CONFIGURE_FILE).write_text(json.dumps(self.configure(), indent=1))
             except Exception as exc:  # it is an extra, made by another framework: the model is saved whatever it raises
                 log.info("%s is not written: %s", CONFIGURE_FILE, exc)
+
+
+def write_signature(directory: Path, model: Deployed, backend: str, example: tuple[Tensor, ...]) -> None:
+    """Write how a model is called and what runs it, and the flat example inputs that warm it up."""
+    torch.save(list(example), directory / EXAMPLE_FILE)
+    signature = {**model.signature(), "backend": backend, "isa": list(instruction_sets())}
+    (directory / SIGNATURE_FILE).write_text(json.dumps(signature, indent=1))
 
 
 def load(directory: Path) -> Deployed:
@@ -86,13 +91,16 @@ def load(directory: Path) -> Deployed:
         example = torch.load(directory / EXAMPLE_FILE, weights_only=True)
     except (OSError, ValueError, RuntimeError) as exc:
         raise StorageError(f"{directory} holds no saved raysq model: {exc}") from exc
-    base.get(signature["backend"])  # its kernels must be registered before the graph is read
+    engine = base.get(signature["backend"])  # its kernels must be registered before the graph is read
     missing = set(signature["isa"]) - set(instruction_sets())
     if missing:
         log.warning(
             "the model was tuned on a CPU with %s; this one lacks it: measure again.", ", ".join(sorted(missing))
         )
-    script = torch.jit.load(str(directory / MODEL_FILE))
+    if isinstance(engine, base.Storing):
+        script = engine.read(directory, tuple(example))
+    else:
+        script = torch.jit.load(str(directory / MODEL_FILE))
     with torch.no_grad():
         for _ in range(WARM_UP_RUNS):
             script(*example)

@@ -39,7 +39,7 @@ INT8_KINDS = {
     "quantized::embedding_bag_byte",
     "aten::quantized_lstm",
 }
-NOT_FUSED = "oneDNN Graph did not fuse it: it runs in float on rounded values"
+NOT_FUSED = "no int8 kernel takes it here: it would run in float on rounded values"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ __all__ = ["QuantConf", "autotune", "calibrate", "convert"]
 
 log = logging.getLogger("raysq")
 
+ON_TORCHSCRIPT = ("ipex", "reference")  # IPEX 1.x returns a ScriptModule
 SCHEMES = {torch.per_tensor_affine: Scheme.AFFINE, torch.per_tensor_symmetric: Scheme.SYMMETRIC}
 S8_TO_U8 = 128  # the same values on the other type: s8 with zero point z is u8 with z + 128
 
@@ -181,7 +182,7 @@ def convert(model: nn.Module, conf: QuantConf | None = None, inputs: Any = None)
         return converted
     args, kwargs = as_call(inputs)
     copied, graph = deployable(model, args, kwargs)
-    engine = base.available()
+    engine = base.available(ON_TORCHSCRIPT)
     source = Source(copied, graph, None, args, kwargs)
     plans = entry.plans(entry.matched(conf.entries, graph), source.planner)
     plans = {name: _runnable(graph[name], plan, engine.capabilities()) for name, plan in plans.items()}
@@ -189,7 +190,7 @@ def convert(model: nn.Module, conf: QuantConf | None = None, inputs: Any = None)
     built = engine.build(_Planned(copied, graph, None, args, kwargs, plans=plans), recipe)
     for name, reason in built.left_in_float.items():
         log.info("%s runs in float: %s", name, reason)
-    script: torch.jit.ScriptModule = built.script  # type: ignore[attr-defined]  # every backend here is on TorchScript
+    script: torch.jit.ScriptModule = built.script  # type: ignore[attr-defined]
     return script
 
 
@@ -235,7 +236,7 @@ def _calibrated(
     args, kwargs = batches[0]
     copied, graph = deployable(model, args, kwargs)
     stats = observe(copied, graph, batches)
-    capabilities = base.available().capabilities()
+    capabilities = base.available(ON_TORCHSCRIPT).capabilities()
     source = Source(copied, graph, stats, args, kwargs)
     recipe = Recipe({call.name: _config(call, scheme, capabilities) for call in graph.calls})
     return tuple(entry.describe(graph, source.planner.plan(recipe), stats).values())

@@ -1,0 +1,156 @@
+"""A network of OpenVINO as a function of flat torch tensors, in as many threads as torch is set to."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raysq.deployed import Deployed
+from raysq.kernels.built import write_signature
+from raysq.recipe import Precision
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Network", "OpenVINOModel", "runtime"]
+
+NETWORK_FILE = "model.xml"  # its weights lie beside it, in model.bin
+TELEMETRY = "openvino_telemetry"
+OWN_NETWORKS = 2  # compiled for one shape, which saves up to a quarter of a small model's time
+Shapes = tuple[tuple[int, ...], ...]
+OPEN: Shapes = ()  # stands for the network that takes any shapes
+SETTINGS = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": "1",
+    "ENABLE_CPU_PINNING": "NO",  # pinned threads of several models in one process share a core and leave others idle
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # a recipe says what is rounded
+}
+
+
+def runtime() -> ModuleType:
+    """Import OpenVINO without its telemetry, which by default reports every import over the network."""
+    if "openvino" not in sys.modules and TELEMETRY not in sys.modules:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # "can't be imported": OpenVINO has a stub for that
+        try:
+            import openvino
+        finally:
+            del sys.modules[TELEMETRY]
+    import openvino
+
+    return openvino  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _core() -> Any:
+    return runtime().Core()
+
+
+class Network:
+    """A network that is compiled when it is called.
+
+    It follows `torch.set_num_threads`: another number of threads compiles it anew. The example's shapes have a network
+    of their own, and so has the first other shape that comes twice in a row, as one that is served or timed does; the
+    rest share one whose axes are open. Calls from several threads wait for each other.
+
+    Args:
+        model: an `openvino.Model` with open axes.
+        example: the shapes that it is compiled for first.
+        precision: fp32, or bf16 for all that runs in float.
+    """
+
+    def __init__(self, model: Any, example: Shapes, precision: Precision = Precision.FP32) -> None:
+        self.model = model
+        self._example = example
+        self._settings = SETTINGS | {"INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32"}
+        self._threads = 0
+        self._requests: dict[Shapes, Any] = {}
+        self._last: Shapes = OPEN
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return self  # calls leave nothing behind
+
+    def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the network; the results are copies."""
+        inputs = [tensor.detach().contiguous().numpy() for tensor in tensors]
+        with self._lock:
+            found = self._request(tuple(tuple(x.shape) for x in inputs)).infer(inputs, share_inputs=True).to_tuple()
+        outputs = tuple(torch.from_numpy(y) for y in found)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    @property
+    def executed(self) -> Any:
+        """The graph that is executed for the example's shapes: an `openvino.Model` with a node per kernel."""
+        with self._lock:
+            return self._request(self._example).get_compiled_model().get_runtime_model()
+
+    def save(self, path: Path) -> None:
+        """Write the network as OpenVINO's IR: `path`, an XML file, and its weights with the suffix .bin."""
+        runtime().save_model(self.model, path, compress_to_fp16=False)
+
+    @classmethod
+    def load(cls, directory: Path, example: tuple[Tensor, ...]) -> Network:
+        """Return a network that `OpenVINOModel.save` wrote."""
+        return cls(_core().read_model(directory / NETWORK_FILE), tuple(tuple(t.shape) for t in example))
+
+    def _request(self, shapes: Shapes) -> Any:
+        threads = torch.get_num_threads()
+        if threads != self._threads:
+            self._requests, self._threads = {}, threads
+        again, self._last = shapes == self._last, shapes
+        if shapes not in self._requests:
+            own = len(self._requests.keys() - {OPEN}) < OWN_NETWORKS and (again or shapes == self._example)
+            shapes = shapes if own else OPEN
+        if shapes not in self._requests:
+            self._requests[shapes] = self._compiled(shapes).create_infer_request()
+        return self._requests[shapes]
+
+    def _compiled(self, shapes: Shapes) -> Any:
+        model = self.model
+        if shapes != OPEN:
+            model = model.clone()
+            model.reshape({x: runtime().PartialShape(list(s)) for x, s in zip(model.inputs, shapes, strict=True)})
+        return _core().compile_model(model, "CPU", self._settings | {"INFERENCE_NUM_THREADS": str(self._threads)})
+
+
+@dataclass(frozen=True)
+class OpenVINOModel:
+    """A network behind the original's own signature.
+
+    Attributes:
+        backend: name of the backend that built it.
+        network: what runs.
+        model: what is called.
+        executed: call name to the precision it really runs in.
+        left_in_float: call name to the reason why it isn't as the recipe asked.
+        example: the flat example inputs, which warm a loaded model up.
+    """
+
+    backend: str
+    network: Network
+    model: Deployed
+    executed: Mapping[str, Precision]
+    left_in_float: Mapping[str, str]
+    example: tuple[Tensor, ...]
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Size of the artifact."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.network.save(Path(directory) / NETWORK_FILE)
+            return sum(path.stat().st_size for path in Path(directory).iterdir())
+
+    def save(self, directory: Path) -> None:
+        """Write model.xml and model.bin, which `openvino.Core().read_model` reads, and how the model is called."""
+        self.network.save(directory / NETWORK_FILE)
+        write_signature(directory, self.model, self.backend, self.example)
