@@ -44,10 +44,11 @@ __all__ = [
 BACKENDS: Mapping[str, str] = {
     "ipex": "raysq.kernels.ipex",
     "ipex_qconf": "raysq.kernels.ipex_qconf",
+    "onednn": "raysq.kernels.onednn",
     "openvino": "raysq.kernels.openvino",
     "reference": "raysq.kernels.reference",
 }
-PREFERRED = ("ipex", "openvino", "reference")  # order in which backend=None looks for one that is available
+PREFERRED = ("ipex", "onednn", "openvino", "reference")  # order in which backend=None looks for one that is available
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,11 @@ class Source:
 
     @cached_property
     def _rescaled(self) -> dict[object, Source]:
+        return {}
+
+    @cached_property
+    def derived(self) -> dict[object, Any]:
+        """What backends keep of this model between builds, each under a key of its own."""
         return {}
 
     @cached_property

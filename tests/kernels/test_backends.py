@@ -34,20 +34,22 @@ from raysq.space import build_space
 ROUNDING = {"lstm": 0.06}
 
 
-def test_every_kind_of_call_that_ipex_claims_is_covered_here() -> None:
-    assert {*engine("ipex").capabilities().ops} <= {*MODELS, "embedding_bag"}
+@pytest.mark.parametrize("name", ["ipex", "onednn"])
+def test_every_kind_of_call_that_a_backend_claims_is_covered_here(name: str) -> None:
+    assert {*engine(name).capabilities().ops} <= {*MODELS, "embedding_bag"}
 
 
+@pytest.mark.parametrize("name", ["ipex", "onednn"])
 @pytest.mark.parametrize("kind", [*MODELS, "embedding_bag"])
-def test_int8_kernels_compute_what_the_reference_simulates(kind: str) -> None:
-    ipex, reference, of = engine("ipex"), engine("reference"), made(kind)
-    recipe = int8_everywhere(of, ipex.capabilities(), Approach.STATIC)
-    built = ipex.build(of, recipe)
-    # what oneDNN Graph left in float is not rounded by ipex, so the reference must not round it either
+def test_int8_kernels_compute_what_the_reference_simulates(kind: str, name: str) -> None:
+    backend, reference, of = engine(name), engine("reference"), made(kind)
+    recipe = int8_everywhere(of, backend.capabilities(), Approach.STATIC)
+    built = backend.build(of, recipe)
+    # what the kernels left in float is not rounded by them, so the reference must not round it either
     same = recipe.with_ops(dict.fromkeys(built.left_in_float, FP32))
     got, wanted = built.model(*of.args), reference.build(of, same).model(*of.args)
     assert (got - wanted).abs().max() <= ROUNDING.get(kind, 0.02) * wanted.abs().max()
-    claimed = [call.name for call in of.graph.calls if call.op in ipex.capabilities().ops]
+    claimed = [call.name for call in of.graph.calls if call.op in backend.capabilities().ops]
     assert all(built.executed[name] is Precision.INT8 for name in claimed), built.left_in_float
 
 
@@ -61,28 +63,37 @@ def test_dynamic_int8_modules_compute_what_the_reference_simulates(kind: str) ->
     assert {*built.executed.values()} == {Precision.INT8}, "read from the graph: quantized::linear_dynamic and the like"
 
 
-@pytest.mark.parametrize("approach", [Approach.STATIC, Approach.DYNAMIC])
-def test_a_computed_division_runs_on_the_kernels(approach: Approach) -> None:
-    ipex, reference = engine("ipex"), engine("reference")
+@pytest.mark.parametrize(
+    ("name", "approach"),
+    [("ipex", Approach.STATIC), ("ipex", Approach.DYNAMIC), ("onednn", Approach.STATIC)],
+)
+def test_a_computed_division_runs_on_the_kernels(name: str, approach: Approach) -> None:
+    backend, reference = engine(name), engine("reference")
     torch.manual_seed(0)
     wide = torch.randn(64, 32) * torch.logspace(-2, 2, 32)  # its smallest channels vanish in one grid for all
     of = source(nn.Sequential(nn.Linear(32, 16)), wide)
-    recipe = int8_everywhere(of, ipex.capabilities(), approach)
+    recipe = int8_everywhere(of, backend.capabilities(), approach)
     smoothed = recipe.with_smoothing({"0/0": 0.5})
-    got, wanted = ipex.build(of, smoothed).model(wide), reference.build(of, smoothed).model(wide)
+    got, wanted = backend.build(of, smoothed).model(wide), reference.build(of, smoothed).model(wide)
     assert (got - wanted).abs().max() <= 0.02 * wanted.abs().max()
     with torch.no_grad():
         exact = of.model(wide)
-    assert (got - exact).square().mean() < (ipex.build(of, recipe).model(wide) - exact).square().mean()
+    assert (got - exact).square().mean() < (backend.build(of, recipe).model(wide) - exact).square().mean()
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "rows of a weight"])
-def test_weights_and_biases_that_look_at_data_run_on_the_kernels(kind: str) -> None:
-    ipex, reference, of = engine("ipex"), engine("reference"), made(kind)
-    plain = int8_everywhere(of, ipex.capabilities(), Approach.STATIC)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("ipex", k) for k in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "rows of a weight")),
+        *(("onednn", k) for k in ("conv1d", "conv2d", "conv3d", "linear", "rows of a weight")),
+    ],
+)
+def test_weights_and_biases_that_look_at_data_run_on_the_kernels(name: str, kind: str) -> None:
+    backend, reference, of = engine(name), engine("reference"), made(kind)
+    plain = int8_everywhere(of, backend.capabilities(), Approach.STATIC)
     weighted = {n: replace(c, rounding=Rounding.ADAROUND) for n, c in plain.ops.items() if of.graph[n].op.has_weight}
     recipe = replace(plain.with_ops(weighted), transforms=tuple(Transform))
-    built = ipex.build(of, recipe)
+    built = backend.build(of, recipe)
     same = recipe.with_ops(dict.fromkeys(built.left_in_float, FP32))
     wanted = reference.build(of, same).model(*of.args)
     assert (built.model(*of.args) - wanted).abs().max() <= 0.02 * wanted.abs().max()
@@ -118,17 +129,18 @@ def test_what_torch_has_no_dynamic_module_for_stays_in_float(module: nn.Module, 
     assert "torch has none" in built.left_in_float["inside"]
 
 
+@pytest.mark.parametrize("name", ["ipex", "onednn"])
 @pytest.mark.parametrize("kind", ["conv2d", "linear"])
-def test_a_fallback_takes_effect_in_the_executed_graph(kind: str) -> None:
-    ipex, of = engine("ipex"), made(kind)
-    recipe = build_space(of.graph, ipex.capabilities()).default()
+def test_a_fallback_takes_effect_in_the_executed_graph(name: str, kind: str) -> None:
+    backend, of = engine(name), made(kind)
+    recipe = build_space(of.graph, backend.capabilities()).default()
     first, last = (call.name for call in of.graph.calls if call.op.has_weight)
-    built = ipex.build(of, recipe.with_ops({first: FP32}))
+    built = backend.build(of, recipe.with_ops({first: FP32}))
     assert built.executed[first] is Precision.FP32
     assert built.executed[last] is Precision.INT8
 
 
-@pytest.mark.parametrize("name", ["ipex", "openvino", "reference"])
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
 @pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1), nn.Linear(9, 9)], ids=["conv", "linear"])
 def test_no_build_writes_into_its_inputs(name: str, layer: nn.Module) -> None:
     class Shortcut(nn.Module):
@@ -147,7 +159,7 @@ def test_no_build_writes_into_its_inputs(name: str, layer: nn.Module) -> None:
         assert torch.equal(x, kept)
 
 
-@pytest.mark.parametrize("name", ["ipex", "openvino", "reference"])
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d(4)])
 def test_a_pool_may_have_no_batch_axis(name: str, pool: nn.Module) -> None:
     x = torch.randn(8, 12, 16)
@@ -156,7 +168,7 @@ def test_a_pool_may_have_no_batch_axis(name: str, pool: nn.Module) -> None:
         torch.testing.assert_close(engine(name).build(of, Recipe({})).model(x), of.model(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ipex", "openvino", "reference"])
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
 def test_the_same_recipe_built_twice_gives_the_same_bits(name: str) -> None:
     backend, of = engine(name), made("conv2d")
     recipe = build_space(of.graph, backend.capabilities()).default()
@@ -212,15 +224,16 @@ def test_what_a_backend_cannot_run_is_refused(recipe: Recipe, says: str) -> None
         engine("reference").build(made("linear"), recipe)
 
 
-def test_the_artifact_runs_in_a_process_with_torch_and_ipex_only(tmp_path) -> None:
-    engine("ipex")
+@pytest.mark.parametrize(("name", "imports"), [("ipex", "torch, intel_extension_for_pytorch"), ("onednn", "torch")])
+def test_the_artifact_runs_in_a_process_with_torch_and_its_kernels_only(name: str, imports: str, tmp_path) -> None:
+    engine(name)
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval(), torch.randn(4, 3, 12, 12)
-    quantized = raysq.quantize(model, [x], backend="ipex")
+    quantized = raysq.quantize(model, [x], backend=name)
     quantized.save(tmp_path)
     torch.save((x, quantized(x)), tmp_path / "expected.pt")
     script = (
-        "import sys, torch, intel_extension_for_pytorch\n"
+        f"import sys, {imports}\n"
         f"x, y = torch.load({str(tmp_path / 'expected.pt')!r})\n"
         f"m = torch.jit.load({str(tmp_path / 'model.pt')!r})\n"
         "for _ in range(3): out = m(x)\n"

@@ -1,0 +1,233 @@
+"""What one int8 kernel computes: a call, the function and the sum after it, and in which type its result is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raysq.arithmetic import Grid, QParams
+from raysq.kernels.script_graph import constant
+from raysq.plan import CallPlan
+
+__all__ = ["CONVOLUTION", "IDENTITY", "LINEAR", "PASSING", "Fused", "PostOp", "clipped", "fuse", "is_reduced"]
+
+CONVOLUTION, LINEAR = "aten::_convolution", "aten::linear"
+PASSING = {  # ops that keep each value as it is, so that they run on integers as well
+    "aten::view",
+    "aten::reshape",
+    "aten::flatten",
+    "aten::unflatten",
+    "aten::transpose",
+    "aten::permute",
+    "aten::t",
+    "aten::squeeze",
+    "aten::unsqueeze",
+    "aten::contiguous",
+    "aten::max_pool2d",
+}
+
+
+@dataclass(frozen=True)
+class PostOp:
+    """A function that is applied to a kernel's result, in oneDNN's spelling."""
+
+    name: str
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
+IDENTITY = PostOp("none")
+
+
+@dataclass
+class Fused:
+    """One int8 kernel.
+
+    Attributes:
+        name: of the call.
+        node: of the call in the graph.
+        plan: its operands' parameters.
+        at: the last of the nodes that it computes, whose place it takes.
+        function: applied at the end.
+        sum: the node of what is added before that, None for nothing.
+        addend: which operand of it that is.
+        result: parameters of the integers that it writes; None where it writes floats.
+    """
+
+    name: str
+    node: Any
+    plan: CallPlan
+    at: Any
+    function: PostOp = IDENTITY
+    sum: Any = None
+    addend: int = 0
+    result: QParams | None = None
+
+    @property
+    def params(self) -> QParams:
+        """Parameters of what it reads."""
+        params = self.plan.inputs[0]
+        assert params is not None
+        return params
+
+    @property
+    def other(self) -> Any:
+        """What is added, None for nothing; another kernel may have come in its place since."""
+        return None if self.sum is None else self.sum.inputsAt(self.addend)
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution, else a linear layer."""
+        return bool(self.node.kind() == CONVOLUTION)
+
+    @property
+    def takes_post_ops(self) -> bool:
+        """Whether its kernel applies functions and sums: 1-d and 3-d convolutions don't."""
+        return not self.is_convolution or len(constant(self.node.inputsAt(3))) == 2
+
+
+def fuse(
+    calls: Mapping[str, Any], plans: Mapping[str, CallPlan], order: Mapping[str, int], *, alone: bool
+) -> list[Fused]:
+    """Return the int8 kernels of a graph, in the order of their nodes.
+
+    Args:
+        calls: nodes of the calls that run in int8.
+        plans: theirs.
+        order: place of each node in the graph, by its result's name.
+        alone: whether each kernel computes its call only, as where tensors change in place: a kernel in another's
+            place would read them too late.
+    """
+    kernels = [Fused(name, node, plans[name], node) for name, node in calls.items()]
+    if alone:
+        return kernels
+    for kernel in kernels:
+        if kernel.takes_post_ops:
+            _take_function(kernel)
+            if kernel.function is IDENTITY:
+                _take_sum(kernel, order)
+    readers = {k.node.output().debugName(): k for k in kernels}
+    for kernel in kernels:
+        if kernel.sum is None:
+            kernel.result = _integers(kernel, readers)
+    return sorted(kernels, key=lambda kernel: order[kernel.at.output().debugName()])
+
+
+def _same_grid(a: QParams, b: QParams) -> bool:
+    """Whether both stand for the same integers."""
+    return a.grid == b.grid and float(a.scale) == float(b.scale) and int(a.zero_point) == int(b.zero_point)
+
+
+def _take_function(kernel: Fused) -> None:
+    """Let a kernel compute the function that alone reads its result."""
+    node = _only_reader(kernel.at.output())
+    function = None if node is None else _post_op(node, kernel.is_convolution, kernel.sum is not None)
+    if function is not None:
+        kernel.function, kernel.at = function, node
+
+
+def _post_op(node: Any, convolution: bool, after_sum: bool) -> PostOp | None:
+    kind = node.kind()
+    if kind == "aten::relu":
+        return PostOp("relu")
+    if after_sum:
+        return None
+    if kind == "aten::relu6":
+        return PostOp("hardtanh", (0.0, 6.0))
+    if kind in ("aten::hardtanh", "aten::clamp"):
+        low, high = (constant(node.inputsAt(i)) for i in (1, 2))
+        if not isinstance(low, int | float) or not isinstance(high, int | float):
+            return None
+        return PostOp("hardtanh", (float(low), float(high)))
+    if kind == "aten::hardswish":
+        return PostOp("hardswish")
+    if kind == "aten::silu":
+        return PostOp("swish")
+    if kind == "aten::gelu" and not convolution:
+        return PostOp("gelu", (), str(constant(node.inputsAt(1))))
+    return None
+
+
+def _take_sum(kernel: Fused, order: Mapping[str, int]) -> None:
+    """Let a kernel add what its result alone is added to, and compute a ReLU after that."""
+    value = kernel.at.output()
+    node = _only_reader(value)
+    if node is None or node.kind() != "aten::add" or constant(node.inputsAt(2)) != 1:
+        return
+    addend = int(node.inputsAt(0).debugName() == value.debugName())
+    other = node.inputsAt(addend)
+    if _shape(other) is None or _shape(other) != _shape(value):
+        return
+    if kernel.is_convolution and not _may_be_overwritten(other, node, order):
+        return
+    kernel.sum, kernel.addend, kernel.at = node, addend, node
+    _take_function(kernel)
+
+
+def _may_be_overwritten(value: Any, by: Any, order: Mapping[str, int]) -> bool:
+    """Whether a sum may be written into a tensor: nothing reads it later, or holds the same memory."""
+    if value.node().kind() not in (CONVOLUTION, LINEAR, "aten::add", "aten::relu", "aten::hardtanh"):
+        return False
+    here = order[by.output().debugName()]
+    for use in value.uses():
+        reader = use.user
+        if reader.outputsSize() != 1 or order.get(reader.output().debugName(), math.inf) > here:
+            return False
+        if reader.kind() not in (CONVOLUTION, LINEAR, "aten::add", "aten::mul", "aten::relu", "aten::layer_norm"):
+            return False
+    return True
+
+
+def _integers(kernel: Fused, readers: Mapping[str, Fused]) -> QParams | None:
+    """Return the grid that all readers of a result take it in, None where they differ or one takes floats."""
+    grids: list[QParams] = []
+    for reader in _readers(kernel.at.output()):
+        fused = readers.get(reader.output().debugName()) if reader.outputsSize() == 1 else None
+        if fused is None or fused.plan.multiplier is not None:
+            return None
+        grids.append(fused.params)
+    if not grids or not all(_same_grid(grids[0], other) for other in grids):
+        return None
+    return grids[0]
+
+
+def _readers(value: Any) -> Iterator[Any]:
+    """Yield the nodes that read a value as their first input, through ops that keep values; others as they are."""
+    for use in value.uses():
+        if use.offset == 0 and use.user.kind() in PASSING:
+            yield from _readers(use.user.output())
+        else:
+            yield use.user
+
+
+def _only_reader(value: Any) -> Any:
+    uses = value.uses()
+    return uses[0].user if len(uses) == 1 else None
+
+
+def _shape(value: Any) -> list[int] | None:
+    kind = value.type()
+    return kind.sizes() if kind.kind() == "TensorType" else None
+
+
+def clipped(function: PostOp, params: QParams) -> PostOp | None:
+    """Return a function that also clips to a reduced grid, None where no single one does both.
+
+    A kernel that writes uint8 clips to 255, a reduced grid ends at 127.
+    """
+    grid, scale, zero = params.grid, float(params.scale), int(params.zero_point)
+    low, high = (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
+    if function.name == "none":
+        return PostOp("hardtanh", (low, high))
+    if function.name == "relu":
+        return PostOp("hardtanh", (max(low, 0.0), high))
+    if function.name == "hardtanh":
+        return PostOp("hardtanh", (max(low, function.scalars[0]), min(high, function.scalars[1])))
+    return None
+
+
+def is_reduced(grid: Grid) -> bool:
+    """Whether a grid leaves out integers that its type has."""
+    return grid.steps < 255

@@ -1,0 +1,95 @@
+"""Runs recipes on oneDNN's int8 kernels in plain torch: 2.8 and newer, without the extension.
+
+A model is traced once. Each recipe is that graph with other nodes: convolutions and linear layers become oneDNN's int8
+kernels, with the function or sum after them, and pass integers on where all that read them take the same ones. Packed
+weights are kept, so that the next recipe costs what differs. What is measured is the module that is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from raysq.deployed import Deployed
+from raysq.graph import OpType
+from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.built import ScriptedModel
+from raysq.kernels.captured import Captured, capture
+from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
+from raysq.kernels.floats import FORMS, build_form, warm_up
+from raysq.kernels.lowering import Packing, lower, unlowerable
+from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme
+
+if TYPE_CHECKING:
+    from raysq.plan import CallPlan
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """The oneDNN backend, for any torch from 2.8 on."""
+
+    name = "onednn"
+
+    def unavailable_because(self) -> str | None:
+        """Say what is missing: oneDNN in this build of torch, or AVX2."""
+        if not torch.backends.mkldnn.is_available():
+            return "this build of torch has no oneDNN. Install torch's own wheels"
+        if not {"avx512f", "avx2"} & set(instruction_sets()):
+            return "its kernels need at least AVX2"
+        return None
+
+    def capabilities(self) -> Capabilities:
+        """Return what has an int8 kernel on this CPU."""
+        floats = (Precision.BF16, Precision.FP32) if has_bf16() else (Precision.FP32,)
+        activations = ((QuantDType.U8, Scheme.AFFINE),)
+        weights = ((QuantDType.S8, Scheme.SYMMETRIC),)
+        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
+        weighted = OpCapability((Precision.INT8, *floats), (Approach.STATIC,), activations, weights, granularities)
+        kinds = (OpType.CONV1D, OpType.CONV2D, OpType.CONV3D, OpType.LINEAR)
+        ops = dict.fromkeys(kinds, weighted)  # torch has no int8 product of two activations, LSTM or embedding bag
+        return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
+
+    def float_forms(self) -> tuple[str, ...]:
+        """Name plain TorchScript in both layouts."""
+        return tuple(FORMS)
+
+    def build_float(self, source: Source, form: str) -> ScriptedModel:
+        """Build one float form."""
+        return build_form(source, FORMS[form], self.name)
+
+    def unseen(self, source: Source) -> Mapping[str, str]:
+        """Return the calls that the kernels can't take, and why."""
+        kinds = self.capabilities().ops
+        reasons = unlowerable(_captured(source), source.graph)
+        return {name: reason for name, reason in reasons.items() if source.graph[name].op in kinds}
+
+    def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
+        """Build a recipe."""
+        check(recipe, source, self.capabilities())
+        captured = _captured(source)
+        scaled = source.under(recipe)
+        plans = scaled.planner.plan(recipe, unlowerable(captured, source.graph))
+        script = lower(captured, scaled.model, scaled.graph, plans, source.derived.setdefault(Packing, Packing()))
+        warm_up(script, captured.flat)
+        return ScriptedModel(
+            self.name,
+            script,
+            Deployed.of(script, captured.flat),
+            {name: _precision(plan) for name, plan in plans.items()},
+            {name: p.reason for name, p in plans.items() if p.reason and p.config.precision is not Precision.FP32},
+            captured.flat.example,
+        )
+
+
+def _captured(source: Source) -> Captured:
+    if Captured not in source.derived:
+        source.derived[Captured] = capture(source)
+    captured: Captured = source.derived[Captured]
+    return captured
+
+
+def _precision(plan: CallPlan) -> Precision:
+    return Precision.FP32 if plan.reason else plan.config.precision

@@ -1,0 +1,189 @@
+"""The native oneDNN backend: what is fused, what is shared, what is kept from recipe to recipe, what is saved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from int8_calls import engine as named
+from int8_calls import source
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raysq.kernels import base
+from raysq.kernels.captured import Captured
+from raysq.kernels.lowering import Packing
+from raysq.recipe import FP32, OpConfig, Precision, Recipe, TensorConfig
+from raysq.space import build_space
+
+
+def engine() -> base.Backend:
+    return named("onednn")
+
+
+def int8(of: base.Source) -> Recipe:
+    return build_space(of.graph, engine().capabilities()).default()
+
+
+def code(built: base.BuiltModel) -> str:
+    return str(built.script.code)  # type: ignore[attr-defined]
+
+
+def agrees(of: base.Source, recipe: Recipe, built: base.BuiltModel) -> bool:
+    wanted = base.get("reference").build(of, recipe).model(*of.args)
+    return bool((built.model(*of.args) - wanted).abs().max() <= 0.02 * wanted.abs().max())
+
+
+class Then(nn.Module):
+    """A layer, a function, and a layer that reads its result."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], *, image: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3) if image else nn.Linear(8, 16)
+        self.last = nn.Conv2d(8, 4, 1) if image else nn.Linear(16, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+FUSED = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.5),
+    "hardswish": F.hardswish,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu of tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("image", [True, False], ids=["conv", "linear"])
+def test_a_function_is_computed_by_the_kernel_which_passes_integers_on(name: str, image: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 4, 8, 8) if image else torch.randn(6, 8)
+    of = source(Then(FUSED[name], image=image), x)
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
+    fused = not (image and "gelu" in name)  # oneDNN's convolutions have no GELU in torch
+    assert code(built).count("quantize_per_tensor") == (1 if fused else 2), "integers go from kernel to kernel"
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "swish"])
+def test_integers_that_are_passed_on_are_clipped_to_a_reduced_grid(name: str) -> None:
+    torch.manual_seed(0)
+    of = source(Then(FUSED[name], image=True), torch.randn(4, 4, 8, 8))
+    recipe = int8(of)
+    activation = TensorConfig(*engine().capabilities().ops[of.graph["last"].op].activations[0], reduce_range=True)
+    recipe = recipe.with_ops({n: OpConfig(Precision.INT8, activation=activation) for n in recipe.int8_calls})
+    built = engine().build(of, recipe)
+    louder = tuple(3 * x for x in of.args)  # beyond what was calibrated
+    wanted = base.get("reference").build(of, recipe).model(*louder)
+    assert (built.model(*louder) - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
+class Attention(nn.Module):
+    """Three layers that read one tensor, a product, a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(x.shape[0], -1, 2, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.o(y)
+
+
+def test_a_shared_input_is_quantized_once_and_a_sum_is_fused() -> None:
+    torch.manual_seed(0)
+    of = source(Attention(), torch.randn(2, 6, 16))
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
+    assert code(built).count("quantize_per_tensor") == 2
+    assert "torch.add" not in code(built)
+
+
+def test_other_batch_sizes_run() -> None:
+    torch.manual_seed(0)
+    of = source(Attention(), torch.randn(2, 6, 16))
+    built = engine().build(of, int8(of))
+    x = torch.randn(5, 6, 16)
+    assert torch.allclose(built.model(x), torch.cat([built.model(row[None]) for row in x]), atol=1e-5)
+
+
+class Changed(nn.Module):
+    """Changes a tensor in place between two layers that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        a = self.a(x)
+        x[:, 0] = 0.5
+        return a + self.b(x)
+
+
+def test_a_tensor_that_changes_is_quantized_again() -> None:
+    torch.manual_seed(0)
+    of = source(Changed(), torch.randn(6, 8))
+    recipe = int8(of)
+    assert agrees(of, recipe, engine().build(of, recipe))
+
+
+def test_a_view_of_what_a_convolution_returns_is_no_obstacle() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).relu().view(x.shape[0], -1))
+
+    torch.manual_seed(0)
+    of = source(Viewing(), torch.randn(4, 3, 8, 8))
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
+    assert code(built).count("quantize_per_tensor") == 1
+
+
+def test_the_next_recipe_packs_only_what_differs() -> None:
+    torch.manual_seed(0)
+    of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
+    recipe = int8(of)
+    first = engine().build(of, recipe)
+    captured, kept = of.derived[Captured], {n: [*k] for n, k in of.derived[Packing].weights.items()}
+    second = engine().build(of, recipe.with_ops({"0": FP32}))
+    assert of.derived[Captured] is captured
+    assert {n: [*k] for n, k in of.derived[Packing].weights.items()} == kept
+    assert first.executed != second.executed
+    assert not torch.equal(first.model(*of.args), second.model(*of.args))
+
+
+def test_a_saved_module_computes_the_same_bits() -> None:
+    torch.manual_seed(0)
+    of = source(Then(F.relu, image=True), torch.randn(4, 4, 8, 8))
+    built = engine().build(of, int8(of))
+    file = io.BytesIO()
+    torch.jit.save(built.script, file)  # type: ignore[attr-defined]
+    file.seek(0)
+    assert torch.equal(torch.jit.load(file)(*of.args), built.model(*of.args))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_a_padding_without_a_kernel_stays_in_float_and_says_so() -> None:
+    torch.manual_seed(0)
+    of = source(nn.Sequential(nn.Conv2d(4, 4, 2, padding="same"), nn.Conv2d(4, 4, 1)), torch.randn(2, 4, 6, 6))
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert built.executed == {"0": Precision.FP32, "1": Precision.INT8}
+    assert "padding" in built.left_in_float["0"]
+    assert "0" in engine().unseen(of)  # type: ignore[attr-defined]
