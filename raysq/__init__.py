@@ -14,12 +14,14 @@ from raysq import errors
 from raysq.api import inspect, load, prepare, quantize, search_space, trainable, tune
 from raysq.autotuning import autotune
 from raysq.calibration_data import Calibration
+from raysq.drawn import Evaluation
 from raysq.goal import Goal
 from raysq.ipex_recipe import recipe_from_ipex
 from raysq.options import Latency, Smoothing, Workers
 from raysq.recipe import Recipe
 from raysq.result import Result
 from raysq.sensitivity_table import sensitivity
+from raysq.stream import Stream
 
 if TYPE_CHECKING:
     from raysq import strategies
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AccuracyConstraintStopper",
     "Calibration",
+    "Evaluation",
     "Goal",
     "Latency",
     "Recipe",
     "Result",
     "Smoothing",
+    "Stream",
     "Workers",
     "autotune",
     "errors",

@@ -158,9 +158,9 @@ def tune(
         called=lambda: evaluation.first_call(eval_fn, evaluating(model), goal),
     )
     engine = base.get(prepared.engine)
-    prints = {**prepared.fingerprints, "evaluation": fingerprint.of_function(eval_fn)}
+    prints = {**prepared.fingerprints, "evaluation": evaluation.digest(eval_fn)}
     if goal.confirm is not None:
-        prints["confirmation"] = fingerprint.of_function(goal.confirm)
+        prints["confirmation"] = evaluation.digest(goal.confirm)
     sought = replace(goal, confirm=None)  # neither searchers nor workers get the split that confirms
     arguments = {
         "goal": str(goal),

@@ -51,6 +51,7 @@ def measure(
     begun = time.perf_counter()
     score = evaluation.evaluate(eval_fn, model, goal)
     eval_s = time.perf_counter() - begun
+    evaluation.warn_if_whole(eval_fn, score, goal)
     confirm = evaluation.confirm(model, goal) if goal.confirm else None
     for found in filter(None, (score, confirm)):
         evaluation.loss(found, found.value, found.metrics, goal)  # a 0 allows no relative loss: say so before any work
@@ -75,6 +76,7 @@ def measure(
         size_bytes=champion.size_bytes,
         confirm_accuracy=confirm.value if confirm else None,
         confirm_metrics=confirm.metrics if confirm else None,
+        reference=score.units if isinstance(eval_fn, evaluation.InParts) else None,
     )
 
 

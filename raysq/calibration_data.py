@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from raysq.errors import CalibrationError, OptionError
 from raysq.flattened import forward_signature
 
-__all__ = ["Batch", "Calibration", "peek", "samples"]
+__all__ = ["LABEL_KEYS", "Batch", "Calibration", "arguments", "peek", "samples"]
 
 LABEL_KEYS = ("labels", "label")
 SAY_WHICH = "calib=raysq.Calibration(loader, inputs=lambda b: b[0], target=lambda b: b[1])"
@@ -115,7 +115,7 @@ class Calibration:
             yield from _recorded(self.data, model, self.calib_samples)
             return
         for raw in self.data:
-            batch = _by_signature(raw, signature) if self.inputs is None else Batch(*_arguments(self.inputs(raw)))
+            batch = _by_signature(raw, signature) if self.inputs is None else Batch(*arguments(self.inputs(raw)))
             yield batch if self.target is None else batch._replace(target=self.target(raw))
 
 
@@ -146,7 +146,8 @@ def _cut(batch: Batch, count: int) -> Batch:
     return cut_batch
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments: of a tuple or list, of a dict, of anything else the one."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
@@ -155,7 +156,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _by_signature(raw: Any, signature: inspect.Signature) -> Batch:
-    args, kwargs = _arguments(raw)
+    args, kwargs = arguments(raw)
     if kwargs:
         return _dict_batch(kwargs, signature)
     if len(args) < 2:

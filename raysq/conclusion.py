@@ -47,8 +47,8 @@ def conclude(
 ) -> Result:
     """Return the finalist of the lowest cost that meets the goal, on the goal's split for confirmation too.
 
-    A finalist whose outputs are not those that the worker saw (another CPU) is scored again. Where no finalist is
-    confirmed, other feasible trials are tried, five in all.
+    A finalist whose score is an estimate, or whose outputs are not those that the worker saw (another CPU), is scored
+    whole. Where none then holds, other feasible trials are tried, as are five in all where none is confirmed.
 
     Raises:
         NoFeasibleRecipe: none meets the goal, or none is confirmed; its `result` is the closest.
@@ -64,10 +64,19 @@ def conclude(
 
     def measured(trial: TrialRecord) -> _Finalist:
         built = engine.build(source, trial.recipe)
-        if fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs)) != trial.digest:
+        digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
+        if trial.estimated or digest != trial.digest:
             score = evaluation.evaluate(eval_fn, built.model, goal)
             loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
-            trial = replace(trial, accuracy=score.value, accuracy_drop=loss.drop, worst_drop=loss.worst_drop)
+            trial = replace(
+                trial,
+                accuracy=score.value,
+                accuracy_drop=loss.drop,
+                worst_drop=loss.worst_drop,
+                items_scored=score.n,
+                items=score.n,
+                drop_std=0.0,
+            )
         timing = prepared.time(built, reference, final)
         return _Finalist(trial.at(timing.ratio), built, timing)
 
@@ -93,7 +102,8 @@ def conclude(
     ordered = sorted((t for t in trials if t.feasible and t.ratio is not None), key=goal.cost)
     finalists = _finalists(ordered, goal) or [min(scored, key=lambda t: t.loss)]
     ranked = sorted(map(measured, finalists), key=lambda f: goal.cost(f.trial))
-    holding = [f for f in ranked if goal.holds(f.trial.loss)]
+    others = (f for f in map(measured, (t for t in ordered if t not in finalists)) if goal.holds(f.trial.loss))
+    holding = [f for f in ranked if goal.holds(f.trial.loss)] or list(islice(others, 1))
     if not holding:
         closest = min(ranked, key=lambda f: f.trial.loss)
         raise NoFeasibleRecipe(
@@ -103,7 +113,6 @@ def conclude(
         )
     if goal.confirm is None:
         return result(holding[0], feasible=True)
-    others = (f for f in map(measured, (t for t in ordered if t not in finalists)) if goal.holds(f.trial.loss))
     best, confirmation = _confirmed(chain(holding, others), goal, baseline)
     if not confirmation.holds:
         raise NoFeasibleRecipe(

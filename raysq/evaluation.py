@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from raysq import fingerprint
 from raysq.errors import EvaluationError
 from raysq.goal import Goal
+from raysq.rejection import Early, Rejection, Watch
+from raysq.scores import ACCURACY, UNBOUNDED, Part, Units, gathered
+from raysq.stream import ALLOWED, number, read, shown
 
-__all__ = ["EvalFn", "Loss", "Score", "check", "confirm", "evaluate", "first_call", "loss"]
+__all__ = [
+    "EvalFn",
+    "InParts",
+    "Loss",
+    "Score",
+    "check",
+    "confirm",
+    "digest",
+    "evaluate",
+    "first_call",
+    "loss",
+    "warn_if_whole",
+]
 
 EvalFn = Callable[[Any], Any]
 
-ACCURACY = "accuracy"
-ALLOWED = "`eval_fn(model)` must return a number, a dict of numbers, or yield (sum, n) for each batch"
+log = logging.getLogger("raysq")
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """An evaluation that gives its scores part by part, so that it may end early: `Evaluation`, `Stream`."""
+
+    @property
+    def rejection(self) -> Rejection:
+        """When it may end."""
+
+    def parts(self, model: Any) -> Generator[Part]:
+        """Score a model, one batch after another; the same units in the same places for every model."""
+
+    def digest(self) -> str:
+        """Return what tells it from another, in any process."""
+
+    def __call__(self, model: Any) -> Any:
+        """Return the whole score."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +63,16 @@ class Score:
     Attributes:
         metrics: every metric by name; "accuracy" where eval_fn returned a bare number or a stream.
         primary: the name of the metric that the goal is about.
-        items: per-item scores of the primary metric where they are known, (n,), else None.
-        n: number of items where known, else None.
+        units: all scores of the primary metric; None where only their mean is known, or not all of it.
+        n: number of items scored, None where that isn't known.
+        early: how the evaluation ended before its last item, with the primary metric estimated; None if it didn't.
     """
 
     metrics: Mapping[str, float]
     primary: str
-    items: NDArray[np.float64] | None = None
+    units: Units | None = None
     n: int | None = None
+    early: Early | None = None
 
     @property
     def value(self) -> float:
@@ -86,14 +120,21 @@ def check(eval_fn: EvalFn, name: str = "eval_fn") -> None:
         ) from exc
 
 
-def evaluate(eval_fn: EvalFn, model: Any, goal: Goal) -> Score:
+def digest(eval_fn: EvalFn) -> str:
+    """Return a digest of an evaluation; data that it reads is beyond it."""
+    return eval_fn.digest() if isinstance(eval_fn, InParts) else fingerprint.of_function(eval_fn)
+
+
+def evaluate(eval_fn: EvalFn, model: Any, goal: Goal, reference: Units | None = None) -> Score:
     """Run `eval_fn` on a model, without gradients, and return its score.
 
     Args:
-        eval_fn: returns a number, a dict of numbers, or yields (sum, n) per batch, whose score is the mean
-            over all items, sum(sums) / sum(n).
+        eval_fn: returns a number, a dict of numbers, yields (sum, n) or the scores of the items per batch, whose score
+            is the mean over all items, or is an `Evaluation` or a `Stream`.
         model: what it is called with.
         goal: says which metrics of a dict count.
+        reference: the fp32 model's scores: evaluation ends once it is clear whether the goal is held, if `eval_fn`
+            allows that and the goal has no other metrics; None: it is evaluated whole.
 
     Raises:
         EvaluationError: it raised, returned anything else, or a metric that counts is missing or not finite.
@@ -104,20 +145,20 @@ def evaluate(eval_fn: EvalFn, model: Any, goal: Goal) -> Score:
     """
     with torch.no_grad():
         try:
+            if isinstance(eval_fn, InParts):
+                watch = Watch(eval_fn.rejection, reference, goal) if reference and not goal.others else None
+                return _scored(eval_fn.parts(model), eval_fn.rejection, goal, watch)
             returned = eval_fn(model)
-            batches = list(returned) if isinstance(returned, Generator) else None
+            if isinstance(returned, Generator):
+                return _scored(read(returned, UNBOUNDED), Rejection(shuffled=False), goal, None)
+        except EvaluationError:
+            raise
         except Exception as exc:
             raise EvaluationError(f"`eval_fn` raised {type(exc).__name__}: {exc}") from exc
     if isinstance(returned, Mapping):
         return _chosen(returned, goal)
-    if goal.others:
-        raise EvaluationError(
-            f"the goal has other metrics, {_names(goal.others)}, so `eval_fn(model)` must return a dict of numbers "
-            f"with them and its own; it {'yielded batches' if batches is not None else f'returned {_shown(returned)}'}."
-        )
-    if batches is not None:
-        return _streamed(batches)
-    return Score({ACCURACY: _finite(_number(returned, "returned"), ACCURACY)}, ACCURACY)
+    _refuse_others(goal, f"returned {shown(returned)}")
+    return Score({ACCURACY: _finite(number(returned, "returned"), ACCURACY)}, ACCURACY)
 
 
 def confirm(model: Any, goal: Goal) -> Score:
@@ -146,12 +187,36 @@ def loss(score: Score, accuracy: float, metrics: Mapping[str, float], goal: Goal
         EvaluationError: a relative loss against a baseline of 0.
     """
     drop = worst = goal.drop(score.value, accuracy)
-    reasons = [] if goal.holds(drop) else [f"loses {drop:.4g}, allowed is {goal.own}"]
+    reasons = [] if goal.holds(drop) else [f"{_lost(score, drop)}, allowed is {goal.own}"]
     for name, other in goal.others.items():
         lost = other.drop(score.metrics[name], metrics[name])
         worst = max(worst, goal.tolerance + (lost - other.tolerance))
         reasons += [] if other.holds(lost) else [f"loses {lost:.4g} of {name}, allowed is {other.own}"]
     return Loss(drop, worst, "; ".join(reasons))
+
+
+def _lost(score: Score, drop: float) -> str:
+    if score.early is None:
+        return f"loses {drop:.4g}"
+    early = score.early
+    return f"stopped after {early.seen} of {early.items} items: loses {drop:.4g} (at least {early.bound:.4g})"
+
+
+def warn_if_whole(eval_fn: EvalFn, score: Score, goal: Goal) -> None:
+    """Warn where an evaluation that could end early never does, since nobody said what its scores lie in.
+
+    Args:
+        eval_fn: the evaluation.
+        score: the fp32 model's.
+        goal: what it is compared by.
+    """
+    if not isinstance(eval_fn, InParts) or score.units is None or goal.others:
+        return
+    if not Watch(eval_fn.rejection, score.units, goal).rejects:
+        log.warning(
+            "no trial ends early: the scores could be anything, for all that raysq knows. State what each lies in: "
+            "`bounds=(0, 1)`, of losses `bounds=(0, math.inf)`."
+        )
 
 
 class _Called(BaseException):
@@ -186,22 +251,48 @@ def first_call(eval_fn: EvalFn, model: nn.Module, goal: Goal) -> tuple[tuple[Any
     return seen[0] if seen else None
 
 
-def _streamed(batches: list[Any]) -> Score:
-    total, count = 0.0, 0
-    for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise EvaluationError(f"{ALLOWED}; it yielded {_shown(batch)}.")
-        n = _number(batch[1], "yielded as n")
-        if n < 0 or n != int(n):
-            raise EvaluationError(f"{ALLOWED}, n being the number of items, an integer >= 0; it yielded n = {n:g}.")
-        total, count = total + _number(batch[0], "yielded as a sum"), count + int(n)
-    if not count:
+def _scored(parts: Generator[Part], rejection: Rejection, goal: Goal, watch: Watch | None) -> Score:
+    """Return the score of an evaluation that gives it in parts, of which it takes no more than are needed."""
+    kept: list[Part] = []
+    primary = ACCURACY
+    for part in parts:
+        if not kept:
+            primary = _primary(part.sums, goal)
+        kept.append(part)
+        if watch is None:
+            continue
+        watch.saw(part, primary)
+        early = watch.verdict
+        if early is not None:
+            parts.close()
+            return Score({primary: early.accuracy}, primary, n=early.seen, early=early)
+    if not kept:
         raise EvaluationError("`eval_fn` yielded no item, so there is nothing to score.")
-    return Score({ACCURACY: _finite(total / count, ACCURACY)}, ACCURACY, n=count)
+    if watch is not None:
+        watch.ended()
+    units = gathered(kept, rejection.stated)
+    metrics = {name: _finite(of.mean, name) for name, of in units.items()}
+    return Score(metrics, primary, units[primary], units[primary].items)
+
+
+def _primary(names: Iterable[str], goal: Goal) -> str:
+    """Return which of the metrics that come in parts counts; one without a name is the goal's, whatever it is."""
+    if list(names) == [ACCURACY]:
+        _refuse_others(goal, "yielded batches")
+        return ACCURACY
+    return _chosen(dict.fromkeys(names, 0.0), goal).primary
+
+
+def _refuse_others(goal: Goal, came: str) -> None:
+    if goal.others:
+        raise EvaluationError(
+            f"the goal has other metrics, {_names(goal.others)}, so `eval_fn(model)` must return a dict of numbers "
+            f"with them and its own; it {came}."
+        )
 
 
 def _chosen(returned: Mapping[Any, Any], goal: Goal) -> Score:
-    metrics = {str(name): _number(value, f"returned for {name!r}") for name, value in returned.items()}
+    metrics = {str(name): number(value, f"returned for {name!r}") for name, value in returned.items()}
     own = [name for name in metrics if name not in goal.others]
     primary = goal.metric or (own[0] if len(own) == 1 else ACCURACY)
     if primary not in own:
@@ -218,14 +309,6 @@ def _chosen(returned: Mapping[Any, Any], goal: Goal) -> Score:
     return Score(metrics, primary)
 
 
-def _number(value: Any, came: str) -> float:
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EvaluationError(f"{ALLOWED}; it {came} {_shown(value)}.")
-    return float(value)
-
-
 def _names(metrics: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, metrics)) or "nothing"
 
@@ -234,8 +317,3 @@ def _finite(value: float, name: str) -> float:
     if not math.isfinite(value):
         raise EvaluationError(f"{ALLOWED}, and it must be finite; {name!r} is {value}.")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:80]}{'...' if len(text) > 80 else ''} ({type(value).__name__})"

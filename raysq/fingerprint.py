@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["feed", "of_function", "of_model", "of_tensors"]
+__all__ = ["feed", "of_function", "of_model", "of_tensors", "of_text"]
 
 
 def of_model(model: nn.Module) -> str:
@@ -41,6 +41,11 @@ def of_function(function: Callable[..., Any]) -> str:
     named = function if hasattr(function, "__qualname__") else type(function)
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return _short(repr((named.__module__, named.__qualname__, _described(code) if code else "")))
+
+
+def of_text(*parts: object) -> str:
+    """Return a digest of what these are in words."""
+    return _short(repr(parts))
 
 
 def _described(constant: Any) -> str:

@@ -138,6 +138,10 @@ class Goal:
         """Whether a drop is within the tolerance; a NaN is not."""
         return drop <= self.tolerance + SLACK
 
+    def allowed(self, baseline: float) -> float:
+        """Return the most that may be lost, in the metric's own unit."""
+        return (self.tolerance + SLACK) * (abs(baseline) if self.criterion is Criterion.RELATIVE else 1.0)
+
     def cost(self, record: TrialRecord) -> float:
         """Return what is made small: the weighted sum of the objectives, infinite where one of them is unknown."""
         return sum(weight * Objective(name).of(record) for name, weight in self.objectives.items())

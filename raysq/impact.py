@@ -37,9 +37,10 @@ def impacts(trials: Sequence[TrialRecord]) -> tuple[Impact, ...]:
     """Return an impact per call and float type, the largest gain first.
 
     Where several pairs of trials tell of one, that with most calls in int8 counts, of equals the earliest. Trials that
-    failed tell nothing.
+    failed tell nothing, nor do those that ended early: what they lose is an estimate.
     """
-    scored = [(trial, frozenset(trial.recipe.int8_calls)) for trial in trials if math.isfinite(trial.loss)]
+    whole_ones = (trial for trial in trials if math.isfinite(trial.loss) and not trial.estimated)
+    scored = [(trial, frozenset(trial.recipe.int8_calls)) for trial in whole_ones]
     found: dict[tuple[str, Precision], tuple[int, Impact]] = {}
     for (before, whole), (after, rest) in permutations(scored, 2):
         if len(whole) != len(rest) + 1 or not rest < whole:

@@ -24,6 +24,7 @@ from raysq.errors import InputError, ResumeError, StorageError
 from raysq.op_times import OpTimes
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
+from raysq.scores import Units
 
 __all__ = [
     "FILE",
@@ -239,6 +240,8 @@ def to_dict(value: Any) -> Any:
         return [to_dict(v) for v in value]
     if isinstance(value, np.generic):
         return to_dict(value.item())
+    if isinstance(value, np.ndarray):
+        return to_dict(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -278,11 +281,15 @@ def baseline_from_dict(data: Mapping[str, Any]) -> Baseline:
             "forms_ms": _floats(data["forms_ms"]),
             "bf16_ratio": _ratio(data.get("bf16_ratio")),
             "confirm_metrics": _optional_floats(data.get("confirm_metrics")),
+            "reference": Units.from_dict(data["reference"]) if data.get("reference") else None,
         }
     )
 
 
-_NUMBERS = ("accuracy", "accuracy_drop", "worst_drop", "latency_ms", "latency_ratio", "size_ratio", "memory_ratio")
+_NUMBERS = (
+    *("accuracy", "accuracy_drop", "worst_drop", "drop_std"),
+    *("latency_ms", "latency_ratio", "size_ratio", "memory_ratio"),
+)
 
 
 def _understood(path: Path, number: int, kind: type, data: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from raysq.kernels.base import BuiltModel
+    from raysq.scores import Units
 
 __all__ = ["Baseline", "Confirmation", "Ratio", "Result", "Stage", "Status", "TrialRecord"]
 
@@ -93,6 +94,8 @@ class Baseline:
         size_bytes: size of the fastest fp32 form; None in journals of raysq 0.1.
         confirm_accuracy: score of the model on the goal's split for confirmation, None where there is none.
         confirm_metrics: all its metrics there.
+        reference: its scores of each item, where the evaluation gives them: what trials are compared with that end
+            early.
     """
 
     accuracy: float
@@ -108,6 +111,7 @@ class Baseline:
     size_bytes: int | None = None
     confirm_accuracy: float | None = None
     confirm_metrics: Mapping[str, float] | None = None
+    reference: Units | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,9 @@ class TrialRecord:
         size_ratio: against that of the fastest fp32 form.
         memory_ratio: what a forward adds to the resident memory at its peak, against the same of the fastest fp32
             form; measured where the goal has memory among its objectives.
+        items_scored: how many items the accuracy is of; None where that isn't known.
+        items: how many there are; the accuracy is an estimate if that is more.
+        drop_std: standard error of such an estimate's drop; 0 where all items were scored.
     """
 
     trial: int
@@ -168,6 +175,14 @@ class TrialRecord:
     worst_drop: float | None = None
     size_ratio: float | None = None
     memory_ratio: float | None = None
+    items_scored: int | None = None
+    items: int | None = None
+    drop_std: float = 0.0
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the evaluation ended before its last item, so that accuracy and drop are estimates."""
+        return self.items_scored is not None and self.items is not None and self.items_scored < self.items
 
     @property
     def loss(self) -> float:
@@ -287,6 +302,9 @@ class Result:
                     "accuracy": t.accuracy,
                     "accuracy_drop": t.accuracy_drop,
                     "worst_drop": t.worst_drop,
+                    "drop_std": t.drop_std,
+                    "items_scored": t.items_scored,
+                    "items": t.items,
                     "latency_ms": t.latency_ms,
                     "latency_ratio": ratio,
                     "latency_ratio_low": t.ratio.low if t.ratio else None,

@@ -121,7 +121,8 @@ def gather(
     for source in sources:
         settled = {}
         if isinstance(source, Run) and source in comparable and source.header.baseline.form == baseline.form:
-            settled = _settled(source.entries, baseline, environment, space, goal)
+            same_goal = source.header.arguments.get("goal") == str(goal)
+            settled = _settled(source.entries, baseline, environment, space, goal, same_goal)
         promising = [source] if isinstance(source, Recipe) else _promising(source.entries, settled, goal)
         found = dict.fromkeys(filter(None, (adapted(recipe, space) for recipe in promising)))
         if not settled and not found:
@@ -166,13 +167,21 @@ def _of_scores(header: Header) -> dict[str, str]:
 
 
 def _settled(
-    entries: Sequence[Entry], baseline: Baseline, environment: Mapping[str, Any], space: SearchSpace, goal: Goal
+    entries: Sequence[Entry],
+    baseline: Baseline,
+    environment: Mapping[str, Any],
+    space: SearchSpace,
+    goal: Goal,
+    same_goal: bool,
 ) -> dict[str, Entry]:
-    """Return the entries that the present run would only repeat, by the digest of their recipes."""
+    """Return the entries that the present run would only repeat, by the digest of their recipes.
+
+    Evaluations that ended early did so for the goal that they had, and settle nothing for another.
+    """
     found = {}
     for entry in entries:
         record = _judged(entry.record, baseline, goal)
-        if record is None:
+        if record is None or (record.estimated and not same_goal):
             continue
         timed = record.stage is Stage.TIMED
         same = environment if timed else {"isa": environment["isa"]}  # what int8 saturates at depends on that
@@ -194,6 +203,8 @@ def _judged(record: TrialRecord, baseline: Baseline, goal: Goal) -> TrialRecord 
     if score is None:
         return None
     loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
+    if record.estimated:
+        return record if loss.drop == record.accuracy_drop else None
     return replace(
         record,
         accuracy=score.value,

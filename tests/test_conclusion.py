@@ -184,3 +184,29 @@ def test_after_a_few_none_is_called_confirmed():
     result = caught.value.result
     assert (winner(result), result.feasible) == (CONFIRMED_AT_MOST - 1, False)
     assert (result.confirmation.holds, result.confirmation.tried) == (False, CONFIRMED_AT_MOST)
+
+
+def early(model, accuracy):
+    """A trial of which only some items were scored, and what they promised."""
+    scored = {"accuracy": accuracy, "accuracy_drop": 1 - accuracy, "worst_drop": 1 - accuracy}
+    return replace(trial(model), **scored, feasible=accuracy >= 0.99, items_scored=10, items=100, drop_std=0.01)
+
+
+def test_the_winner_is_scored_whole():
+    seen = []
+    result = concluded([FAST], Goal(), [early(FAST, 0.995)], eval_fn=lambda model: seen.append(model) or model.accuracy)
+    assert seen == [FAST]
+    assert (result.accuracy, result.accuracy_drop, result.feasible) == (1.0, 0.0, True)
+
+
+def test_where_estimates_promised_too_much_the_next_is_taken():
+    lucky = Model(0, 0.4, accuracy=0.98)
+    result = concluded([lucky, SLOWEST], Goal(), [early(lucky, 0.995), trial(SLOWEST)])
+    assert (winner(result), result.accuracy) == (2, 1.0)
+
+
+def test_the_closest_of_those_that_ended_early_is_scored_whole():
+    closest = Model(0, 0.4, accuracy=0.9)
+    with pytest.raises(NoFeasibleRecipe, match=r"closest loses 0\.1\.") as caught:
+        concluded([closest], Goal(), [early(closest, 0.8)])
+    assert caught.value.result.accuracy == 0.9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from raysq.impact import Impact, impacts
@@ -49,3 +49,8 @@ def test_the_result_has_them_as_a_table() -> None:
     assert frame.to_dict("records") == [{"call": "a", "precision": "bf16", "accuracy_drop": 0.25, "gain": 0.25}]
     empty = Result(**nothing | {"trials": ()}).impacts()
     assert list(empty.columns) == ["call", "precision", "accuracy_drop", "gain"] and empty.empty
+
+
+def test_trials_that_ended_early_tell_nothing() -> None:
+    early = replace(trial(0.5), items_scored=100, items=1000)
+    assert impacts([early, trial(0.25, a=BF16)]) == ()

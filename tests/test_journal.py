@@ -1,11 +1,13 @@
 """Whatever happens to the process or the file, a finished trial is read back, and damage is named."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from raysq.journal import Entry, Header, Journal, WarmStart, read, record_from_d
 from raysq.op_times import OpTimes
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
+from raysq.scores import Units
 
 BASELINE = Baseline(0.9, {"accuracy": 0.9}, 5.0, "ipex", {"jit": 9.0, "ipex": 5.0}, 0.89, 4.0, Ratio(0.8, 0.7, 0.9))
 HEADER = Header({"model": "m1", "calibration": "c1"}, {"tolerance": 0.01}, {"raysq": "0.1"}, "ipex", BASELINE)
@@ -210,3 +213,15 @@ def test_unwritable_path(base, tmp_path):
 def test_full_disk():
     with open("/dev/full", "rb+", buffering=0) as full, pytest.raises(StorageError, match="No space"):
         Journal("/dev/full", full).append(ENTRY)
+
+
+def test_what_ended_early_and_the_reference_survive(path):
+    units = Units(np.array([1.0, 0.25, 0.1 + 0.2]), np.array([3, 1, 2]), (0.0, math.inf))
+    early = replace(TIMED, items_scored=100, items=5000, drop_std=0.0125)
+    with Journal.create(path, replace(HEADER, baseline=replace(BASELINE, reference=units))) as journal:
+        journal.append(replace(ENTRY, record=early))
+    header, (entry,) = read(path)
+    again = header.baseline.reference
+    assert entry.record == early and entry.record.estimated
+    assert again.sums.tolist() == units.sums.tolist() and again.sizes.tolist() == [3, 1, 2]
+    assert again.bounds == (0.0, math.inf)

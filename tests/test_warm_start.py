@@ -289,3 +289,19 @@ def test_a_recipe_of_another_model_is_carried_over() -> None:
     recipe = Recipe({"blocks.0.fc1": OpConfig(Precision.INT8), "elsewhere": OpConfig(Precision.INT8)})
     (first,) = gather([recipe], HEADER, HERE, SPACE, SIM.goal).warm_start.recipes
     assert first.int8_calls == ("blocks.0.fc1",)
+
+
+def test_an_evaluation_that_ended_early_settles_its_own_goal_only() -> None:
+    early = tuple(
+        replace(e, record=replace(e.record, items_scored=100, items=1000, reason="stopped after 100 of 1000 items"))
+        if not e.record.feasible
+        else e
+        for e in ENTRIES
+    )
+    same = replace(HEADER, arguments={**HEADER.arguments, "goal": str(SIM.goal)})
+    start = begun(early, same)
+    assert known(start) == digests(ended.recipe for ended in TRIALS)
+    assert start.entries[0].record.reason == "stopped after 100 of 1000 items"  # as it was
+    other = begun(early, replace(HEADER, arguments={**HEADER.arguments, "goal": "another"}))
+    assert known(other) == digests(ended.recipe for ended in TRIALS if ended.feasible)
+    assert digests(other.recipes) == digests(ended.recipe for ended in TRIALS[1::-1])  # tried first instead

@@ -87,7 +87,7 @@ class History(Sequence[TrialRecord]):
         return self._by_recipe.get(recipe.digest) or (None if recipe.int8_calls else _all_float(recipe))
 
     def loss(self, recipe: Recipe) -> float:
-        """Return what a recipe lost, infinite where that is unknown."""
+        """Return what a recipe lost, infinite where that is unknown; an estimate where its evaluation ended early."""
         record = self.of(recipe)
         return float("inf") if record is None else record.loss
 

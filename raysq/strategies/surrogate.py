@@ -122,7 +122,9 @@ class Surrogate:
         shared = np.concatenate([np.zeros((1, len(self._families.T))), FAMILY_SHARE * spread[:, None] * self._families])
         rows = [self._loss_row(record.recipe) for record in comparable]
         values = np.array([record.loss for record in comparable])
-        found = posterior(mean, std**2, shared, rows, values, (INTERACTION * values) ** 2 + (1e-3 * total) ** 2)
+        estimated = np.array([record.drop_std for record in comparable])
+        noise = (INTERACTION * values) ** 2 + (1e-3 * total) ** 2 + estimated**2
+        found = posterior(mean, std**2, shared, rows, values, noise)
         return np.maximum(found[0], 0.0), found[1]
 
     def _time_terms(self, records: Iterable[TrialRecord]) -> tuple[Floats, Floats]:

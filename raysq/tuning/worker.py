@@ -91,6 +91,9 @@ class Worker:
             "accuracy": UNKNOWN,
             "accuracy_drop": WORST,
             "worst_drop": WORST,
+            "drop_std": 0.0,
+            "items_scored": None,
+            "items": None,
             "baseline_accuracy": self._job.baseline.accuracy,
             "latency_ratio": WORST,
             "latency_ratio_low": UNKNOWN,
@@ -149,7 +152,8 @@ class Worker:
         with self._turns.shared():
             memory_ratio = self._memory_ratio(built) if Objective.MEMORY in job.goal.objectives else UNKNOWN
         with self._clock("eval_s"):
-            score = evaluation.evaluate(job.eval_fn, TakesTurns(built.model, self._turns), job.goal)
+            model = TakesTurns(built.model, self._turns)
+            score = evaluation.evaluate(job.eval_fn, model, job.goal, job.baseline.reference)
         loss = evaluation.loss(score, job.baseline.accuracy, job.baseline.metrics, job.goal)
         int8_calls = sum(precision is Precision.INT8 for precision in built.executed.values())
         predicted = predicted_ratio(source.graph, built.executed)
@@ -157,6 +161,9 @@ class Worker:
             "accuracy": score.value,
             "accuracy_drop": loss.drop,
             "worst_drop": loss.worst_drop,
+            "drop_std": score.early.std if score.early else 0.0,
+            "items_scored": score.n,
+            "items": score.early.items if score.early else score.n,
             "metrics": json.dumps(dict(score.metrics)),
             "latency_ratio": predicted,
             "speedup": 1 / predicted,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from simulation import RoughSimulation, Simulation
@@ -86,3 +88,16 @@ def test_other_ways_to_quantize_say_nothing_about_the_loss_of_this_one() -> None
     assert with_other is not None
     alone = surrogate.optimum(history, sim.tolerance)
     assert alone is not None and with_other.loss == pytest.approx(alone.loss)
+
+
+def test_an_estimate_weighs_less_than_a_score() -> None:
+    sim = Simulation(seed=3)
+    surrogate, base = make(sim)
+    whole = [trial(sim, base)]
+    other = trial(
+        sim, next(r for r in (surrogate.optimum(whole, limit).recipe for limit in (0.01, 0.001)) if r != base)
+    )
+    far_off = replace(other, accuracy_drop=whole[0].loss * 0.9, worst_drop=whole[0].loss * 0.9)
+    losses = [surrogate._losses([*whole, replace(far_off, drop_std=std)])[0].sum() for std in (0.0, 1.0)]
+    alone = surrogate._losses(whole)[0].sum()
+    assert abs(losses[1] - alone) < 0.1 * abs(losses[0] - alone)

@@ -5,16 +5,20 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
-from raysq import memory
+from raysq import Evaluation, memory
 from raysq.goal import Goal
 from raysq.kernels import reference
 from raysq.options import Latency
 from raysq.recipe import Precision, Recipe
 from raysq.result import Stage, Status
-from raysq.tuning.records import record
+from raysq.scores import Units
+from raysq.tuning.records import record, to_result
+from raysq.tuning.stopper import AccuracyConstraintStopper
 from raysq.tuning.worker import Job, Worker
 
 KEYS = {
@@ -204,3 +208,65 @@ def test_relative_loss_against_zero_is_a_failed_report(prepared, baseline):
     trial = Worker(job, reference.Engine())
     trial.begin({})
     assert "absolute" in trial.advance()["reason"]
+
+
+ROWS = torch.randn(2000, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def drawn(prepared, baseline):
+    """A worker whose evaluation draws items, and how many it drew; `wrong` is the share of them that fail."""
+
+    def make(wrong, known=True):
+        drew = []
+
+        def metric(output, batch):
+            drew.append(len(output))
+            return batch[1] >= wrong
+
+        items = TensorDataset(ROWS, torch.linspace(0, 1, len(ROWS)))
+        evaluation = Evaluation(items, metric, batch_size=20)
+        scores = Units(np.ones(len(ROWS)), bounds=(0.0, 1.0)) if known else None
+        job = Job(prepared, evaluation, Goal(), Latency(budget_s=0.01), replace(baseline, reference=scores))
+        return Worker(job, reference_engine()), drew
+
+    return make
+
+
+def reference_engine():
+    return reference.Engine()
+
+
+def test_a_trial_that_fails_is_not_scored_to_the_end(drawn):
+    trial, drew = drawn(0.3)
+    trial.begin({})
+    report = trial.advance()
+    kept = record(0, {}, report)
+    assert (kept.status, kept.stage, kept.feasible, kept.items) == (Status.FINISHED, Stage.EVALUATED, False, 2000)
+    assert kept.items_scored == sum(drew) < 100
+    assert kept.estimated and kept.accuracy_drop > 0.01 and 0 < kept.drop_std < 0.5
+    assert report["reason"].startswith(f"stopped after {sum(drew)} of 2000 items: loses ")
+    assert record(0, {}, to_result(kept), recipe=kept.recipe) == kept
+    assert AccuracyConstraintStopper()("trial", report)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [
+        (0.0, {}),
+        (0.3, {"known": False}),  # resumed from a journal of before
+    ],
+)
+def test_all_else_is_scored_whole(drawn, wrong, options):
+    trial, drew = drawn(wrong, **options)
+    trial.begin({})
+    kept = record(0, {}, trial.advance())
+    assert kept.items_scored == kept.items == sum(drew) == 2000
+    assert not kept.estimated and kept.accuracy == pytest.approx(1 - wrong, abs=1e-3)
+
+
+def test_a_plain_function_says_nothing_of_items(worker):
+    trial = worker()
+    trial.begin({})
+    kept = record(0, {}, trial.advance())
+    assert (kept.items_scored, kept.items, kept.estimated) == (None, None, False)
