@@ -26,11 +26,21 @@ class Primitive:
         macs: multiply-accumulates, 0 for what has none.
         is_int8: whether it multiplies integers.
         ms: milliseconds.
+        kind: such as "convolution" or "matmul".
+        problem: its sizes, as oneDNN writes them.
     """
 
     macs: int
     is_int8: bool
     ms: float
+    kind: str = ""
+    problem: str = ""
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution of each channel by itself."""
+        size = {name: int(value) for name, value in CONVOLUTION.findall(self.problem)}
+        return self.kind == "convolution" and 1 < size.get("g", 1) == size["ic"]
 
 
 def profile(run: Callable[[], object], verbose: AbstractContextManager[object]) -> list[Primitive]:
@@ -61,7 +71,8 @@ def _parsed(text: str) -> Iterator[Primitive]:
         found = LINE.match(line)
         macs = _macs(found["kind"], found["problem"]) if found else 0
         if found and macs:
-            yield Primitive(macs, INT8.search(line) is not None, float(found["ms"]))
+            is_int8 = INT8.search(line) is not None
+            yield Primitive(macs, is_int8, float(found["ms"]), found["kind"], found["problem"])
 
 
 def _macs(kind: str, problem: str) -> int:

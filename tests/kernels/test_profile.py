@@ -21,11 +21,21 @@ FP32 = "src:f32:a::f0 wei:f32:a::f0 dst:f32:a::f0,attr"
 CONV = "mb8_ic3oc24_ih32oh16kh3sh2dh0ph1_iw32ow16kw3sw2dw0pw1"
 DEPTHWISE = "g24mb8_ic24oc24_ih16oh16kh3sh1dh0ph1_iw16ow16kw3sw1dw0pw1"
 LINES = {
-    f"{HEAD},convolution,jit,forward,{INT8},alg:direct,{CONV},0.5": Primitive(8 * 24 * 16 * 16 * 3 * 9, True, 0.5),
-    f"{HEAD},convolution,brg,forward,{FP32},alg:direct,{DEPTHWISE},1e-05": Primitive(8 * 24 * 256 * 9, False, 1e-05),
-    f"{HEAD},matmul,gemm:jit,undef,{INT8},,8x256:256x10,0.02": Primitive(8 * 256 * 10, True, 0.02),
-    f"{HEAD},matmul,gemm:jit,undef,{INT8},,2x4x8x16:2x4x16x8,0.02": Primitive(2 * 4 * 8 * 16 * 8, True, 0.02),
-    f"{HEAD},inner_product,brg,forward,{FP32},,mb4ic16oc8,3": Primitive(4 * 16 * 8, False, 3.0),
+    f"{HEAD},convolution,jit,forward,{INT8},alg:direct,{CONV},0.5": Primitive(
+        8 * 24 * 16 * 16 * 3 * 9, True, 0.5, "convolution", CONV
+    ),
+    f"{HEAD},convolution,brg,forward,{FP32},alg:direct,{DEPTHWISE},1e-05": Primitive(
+        8 * 24 * 256 * 9, False, 1e-05, "convolution", DEPTHWISE
+    ),
+    f"{HEAD},matmul,gemm:jit,undef,{INT8},,8x256:256x10,0.02": Primitive(
+        8 * 256 * 10, True, 0.02, "matmul", "8x256:256x10"
+    ),
+    f"{HEAD},matmul,gemm:jit,undef,{INT8},,2x4x8x16:2x4x16x8,0.02": Primitive(
+        2 * 4 * 8 * 16 * 8, True, 0.02, "matmul", "2x4x8x16:2x4x16x8"
+    ),
+    f"{HEAD},inner_product,brg,forward,{FP32},,mb4ic16oc8,3": Primitive(
+        4 * 16 * 8, False, 3.0, "inner_product", "mb4ic16oc8"
+    ),
 }
 
 
@@ -44,6 +54,15 @@ def test_a_line_is_read(line: str) -> None:
 )
 def test_what_is_no_product_is_passed_over(line: str) -> None:
     assert profile(lambda: None, _Printing(line)) == []
+
+
+def test_a_convolution_of_each_channel_by_itself_is_depthwise() -> None:
+    grouped = CONV.replace("mb8_ic3", "g3mb8_ic24")
+    assert [Primitive(1, True, 1.0, "convolution", p).is_depthwise for p in (CONV, DEPTHWISE, grouped)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 class _Printing:
