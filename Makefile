@@ -3,7 +3,7 @@
 #
 #   make demo         search an int8 recipe for a small CNN, save it, load it again
 #   make test         the whole test suite          (make test ARGS="-m 'not slow'" for the quick part)
-#   make test-newest  on the newest torch: torchao's form of SmoothQuant, and what runs on the reference backend
+#   make test-newest  on the newest torch: torchao's form of SmoothQuant, the backends onednn and reference
 #   make check        format, lint, types
 #   make wheel-smoke  build sdist and wheel, install the wheel into a clean environment, use it outside of the repo
 #
@@ -24,7 +24,8 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS)
 NEWEST := .venv-newest
 NEWEST_STAMP := $(NEWEST)/.installed
 NEWEST_PIP := $(NEWEST)/bin/python -m pip install --quiet -c constraints-newest.txt $(PIP_FLAGS)
-NEWEST_SUITES := $(addprefix tests/,test_smoothquant_torchao.py test_api.py test_observation.py test_quantized.py)
+NEWEST_SUITES := $(addprefix tests/,test_smoothquant_torchao.py test_api.py test_observation.py test_quantized.py) \
+	tests/kernels/test_backends.py tests/kernels/test_onednn.py
 
 .PHONY: demo test test-newest check format wheel-smoke clean
 

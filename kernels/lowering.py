@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raysq.arithmetic import QParams
+from raysq.arithmetic import QParams, quantize
 from raysq.graph import Call, ModelGraph, activation_axis
 from raysq.intercept import Window
 from raysq.kernels.captured import MARK, Captured
 from raysq.kernels.fusion import CONVOLUTION, LINEAR, PASSING, Fused, clipped, fuse, is_reduced
 from raysq.kernels.packed import packed_convolution, packed_linear
 from raysq.kernels.script_graph import Ints, Scalars, Writer, constant, module
-from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Precision
 from raysq.weight import weight_of
@@ -72,7 +71,7 @@ class Packing:
 
     def _packed(self, call: Call, kernel: Fused, parameter: nn.Parameter, scales: QParams) -> Any:
         exact = weight_of(call, parameter.detach().numpy()) if kernel.plan.rounded is None else kernel.plan.rounded
-        weight = quantized_weight(torch.from_numpy(np.ascontiguousarray(exact)), scales).int_repr()
+        weight = torch.from_numpy(quantize(exact, scales).astype(np.int8))
         scale, zero = (torch.from_numpy(np.atleast_1d(v)) for v in (scales.scale, scales.zero_point))
         if not kernel.is_convolution:
             return packed_linear(weight, scale, zero)
@@ -286,8 +285,9 @@ class _Lowering:
         """Put graph, parameters and packed weights together; parameters that nothing reads any more are left out."""
         held: dict[str, Tensor] = {}
         expressions = []
-        for position in reversed(range(self._given, len(list(self._graph.inputs())))):
-            value = list(self._graph.inputs())[position]
+        inputs = list(self._graph.inputs())
+        for position in reversed(range(self._given, len(inputs))):
+            value = inputs[position]
             if not value.uses():
                 self._graph.eraseInput(position)
                 continue
