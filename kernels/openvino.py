@@ -70,12 +70,14 @@ def _rounded(x: Tensor, params: QParams) -> Tensor:
     """Round to all eight bits what a smaller grid has clamped before: kernels for 7 bits don't exist."""
     grid, scale, zero = params.grid, torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
     qmin, qmax = S8 if grid.qmin < 0 else U8
-    if grid.steps < qmax - qmin:
-        shape = [-1 if d == params.axis else 1 for d in range(x.dim())] if params.axis is not None else []
-        low, high = ((bound - zero) * scale for bound in (grid.qmin, grid.qmax))
-        x = torch.minimum(torch.maximum(x, low.reshape(shape)), high.reshape(shape))
+    bounds = [(bound - zero) * scale for bound in (grid.qmin, grid.qmax)] if grid.steps < qmax - qmin else []
     if params.axis is None:
+        if bounds:
+            x = x.clamp(*map(float, bounds))
         return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero), qmin, qmax)
+    if bounds:
+        shape = [-1 if axis == params.axis else 1 for axis in range(x.dim())]
+        x = x.clamp(*(bound.reshape(shape) for bound in bounds))
     return torch.fake_quantize_per_channel_affine(x, scale, zero, params.axis, qmin, qmax)
 
 
