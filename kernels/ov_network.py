@@ -73,7 +73,7 @@ class Network:
         self._example = example
         self._settings = SETTINGS | {"INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32"}
         self._threads = 0
-        self._requests: dict[Shapes, Any] = {}
+        self._networks: dict[Shapes, _Fixed | _Open] = {}
         self._last: Shapes = OPEN
         self._lock = threading.Lock()
 
@@ -82,17 +82,15 @@ class Network:
 
     def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the network; the results are copies."""
-        inputs = [tensor.detach().contiguous().numpy() for tensor in tensors]
         with self._lock:
-            found = self._request(tuple(tuple(x.shape) for x in inputs)).infer(inputs, share_inputs=True).to_tuple()
-        outputs = tuple(torch.from_numpy(y) for y in found)
+            outputs = self._compiled(tuple(tuple(t.shape) for t in tensors))(tensors)
         return outputs[0] if len(outputs) == 1 else outputs
 
     @property
     def executed(self) -> Any:
         """The graph that is executed for the example's shapes: an `openvino.Model` with a node per kernel."""
         with self._lock:
-            return self._request(self._example).get_compiled_model().get_runtime_model()
+            return self._compiled(self._example).request.get_compiled_model().get_runtime_model()
 
     def save(self, path: Path) -> None:
         """Write the network as OpenVINO's IR: `path`, an XML file, and its weights with the suffix .bin."""
@@ -103,24 +101,56 @@ class Network:
         """Return a network that `OpenVINOModel.save` wrote."""
         return cls(_core().read_model(directory / NETWORK_FILE), tuple(tuple(t.shape) for t in example))
 
-    def _request(self, shapes: Shapes) -> Any:
+    def _compiled(self, shapes: Shapes) -> _Fixed | _Open:
         threads = torch.get_num_threads()
         if threads != self._threads:
-            self._requests, self._threads = {}, threads
+            self._networks, self._threads = {}, threads
         again, self._last = shapes == self._last, shapes
-        if shapes not in self._requests:
-            own = len(self._requests.keys() - {OPEN}) < OWN_NETWORKS and (again or shapes == self._example)
+        if shapes not in self._networks:
+            own = len(self._networks.keys() - {OPEN}) < OWN_NETWORKS and (again or shapes == self._example)
             shapes = shapes if own else OPEN
-        if shapes not in self._requests:
-            self._requests[shapes] = self._compiled(shapes).create_infer_request()
-        return self._requests[shapes]
+        if shapes not in self._networks:
+            self._networks[shapes] = self._compile(shapes)
+        return self._networks[shapes]
 
-    def _compiled(self, shapes: Shapes) -> Any:
+    def _compile(self, shapes: Shapes) -> _Fixed | _Open:
         model = self.model
         if shapes != OPEN:
             model = model.clone()
             model.reshape({x: runtime().PartialShape(list(s)) for x, s in zip(model.inputs, shapes, strict=True)})
-        return _core().compile_model(model, "CPU", self._settings | {"INFERENCE_NUM_THREADS": str(self._threads)})
+        settings = self._settings | {"INFERENCE_NUM_THREADS": str(self._threads)}
+        compiled = _core().compile_model(model, "CPU", settings)
+        fixed = shapes != OPEN and all(y.get_partial_shape().is_static for y in compiled.outputs)
+        return (_Fixed if fixed else _Open)(compiled.create_infer_request())
+
+
+class _Open:
+    """A compiled network that is given its inputs."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+    def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        inputs = [tensor.detach().contiguous().numpy() for tensor in tensors]
+        return tuple(map(torch.from_numpy, self.request.infer(inputs, share_inputs=True).to_tuple()))
+
+
+class _Fixed:
+    """A compiled network of fixed shapes, whose own tensors are written and read.
+
+    Giving it others took longer than running digits_cnn: 0.26 ms a call at batch 1 instead of 0.11.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self._inputs = [torch.from_numpy(x.data) for x in request.input_tensors]
+        self._outputs = [torch.from_numpy(y.data) for y in request.output_tensors]
+
+    def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for own, tensor in zip(self._inputs, tensors, strict=True):
+            own.copy_(tensor)
+        self.request.infer(share_outputs=True)
+        return tuple(own.clone() for own in self._outputs)
 
 
 @dataclass(frozen=True)

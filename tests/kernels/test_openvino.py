@@ -140,8 +140,8 @@ def test_a_model_follows_torchs_number_of_threads(openvino: base.Backend) -> Non
             torch.set_num_threads(threads)
             network(*of.args)
             assert network._threads == threads
-            (request,) = network._requests.values()
-            assert request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == min(threads, usable)
+            (compiled,) = network._networks.values()
+            assert compiled.request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == min(threads, usable)
     finally:
         torch.set_num_threads(before)
 
