@@ -43,6 +43,5 @@ def test_the_fastest_time_of_each_product_counts(script: ModuleType) -> None:
 
 
 def test_the_peak_is_what_a_product_reaches(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "SIDE", 64)
     monkeypatch.setattr(script, "_ms", lambda run: (run(), 0.5)[1])
-    assert script.peak_tops() == pytest.approx(2 * 64**3 / 0.5e-3 / 1e12)
+    assert script.peak_tops(64) == pytest.approx(2 * 64**3 / 0.5e-3 / 1e12)
