@@ -32,7 +32,7 @@ __all__ = ["QuantConf", "autotune", "calibrate", "convert"]
 
 log = logging.getLogger("raysq")
 
-ON_TORCHSCRIPT = ("ipex", "reference")  # IPEX 1.x returns a ScriptModule
+ON_TORCHSCRIPT = ("ipex", "onednn", "reference")  # IPEX 1.x returns a ScriptModule
 SCHEMES = {torch.per_tensor_affine: Scheme.AFFINE, torch.per_tensor_symmetric: Scheme.SYMMETRIC}
 S8_TO_U8 = 128  # the same values on the other type: s8 with zero point z is u8 with z + 128
 
