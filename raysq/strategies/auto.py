@@ -62,7 +62,7 @@ class Auto(Strategy):
        and roundings for all calls at once until one of them passes, then the best of each kind together. What loses
        least is what 2. then goes on with.
     4. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
-    5. What may be faster: families in float, other float types, other schemes; then all that was, together. These say
+    5. What may be faster: families in float, other float types, other schemes, eight bits; then all that was, together. These say
        most about the model's times, so 2. again.
     6. Float calls back to int8, those that gain most time first, half of them at once, then fewer.
     7. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
@@ -226,8 +226,10 @@ class Auto(Strategy):
         free = {group: alpha for group, alpha in start.smoothing.items() if space.graph.groups[group].producers}
         if free != dict(start.smoothing):
             yield "smoothing where it is free", lambda recipe: within(space, recipe.with_smoothing(free))
-        for value in other_values(space, "activation", start):
-            yield f"activation {value}", partial(with_feature, space, "activation", value)
+        ways = [("bits", "8")] if "8" in other_values(space, "bits", start) else []  # seven are clamped on the way
+        ways += [("activation", value) for value in other_values(space, "activation", start)]
+        for feature, value in ways:
+            yield f"{feature} {value}", partial(with_feature, space, feature, value)
         for precision in precisions:
             yield f"float calls in {precision}", partial(self._recast, precision)
 
