@@ -62,8 +62,8 @@ class Auto(Strategy):
        and roundings for all calls at once until one of them passes, then the best of each kind together. What loses
        least is what 2. then goes on with.
     4. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
-    5. What may be faster: families in float, other float types, other schemes, eight bits; then all that was, together. These say
-       most about the model's times, so 2. again.
+    5. What may be faster: families in float, other float types, other schemes, eight bits; then all that was, together.
+       These say most about the model's times, so 2. again.
     6. Float calls back to int8, those that gain most time first, half of them at once, then fewer.
     7. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
 
