@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,9 +80,10 @@ class Description:
 
 def family(call: Call) -> str:
     """Return the family of a call: those whose precision is one dimension of the compact space."""
-    return "depthwise" if call.op.is_conv and call.is_depthwise else _kind(call.op)
+    return "depthwise" if call.is_depthwise and call.op.is_conv else _kind(call.op)
 
 
+@functools.cache
 def _kind(op: OpType) -> str:
     if op.is_conv:
         return "conv"

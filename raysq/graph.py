@@ -38,12 +38,16 @@ class OpType(StrEnum):
     @property
     def is_conv(self) -> bool:
         """Whether it is a convolution, transposed ones included."""
-        return self.value.startswith("conv")
+        return self in CONVOLUTIONS
 
     @property
     def has_weight(self) -> bool:
         """Whether one of its operands is a trained weight."""
-        return self.is_conv or self in (OpType.LINEAR, OpType.EMBEDDING_BAG, OpType.LSTM)
+        return self in WEIGHTED
+
+
+CONVOLUTIONS = frozenset(op for op in OpType if op.value.startswith("conv"))
+WEIGHTED = CONVOLUTIONS | {OpType.LINEAR, OpType.EMBEDDING_BAG, OpType.LSTM}
 
 
 def activation_axis(op: OpType, dimensions: int) -> int:

@@ -60,7 +60,7 @@ def write(directory: str | Path, built: BuiltModel, recipe: Recipe) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         built.save(path)
-        (path / RECIPE_FILE).write_text(recipe.to_json())
+        (path / RECIPE_FILE).write_text(recipe.to_json(indent=1))
     except OSError as exc:
         raise StorageError(f"can't write {path}: {exc.strerror}. Pass another directory.") from exc
     return path

@@ -310,9 +310,9 @@ class Recipe:
             "transforms": [t.value for t in self.transforms],
         }
 
-    def to_json(self) -> str:
-        """Return the recipe as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the recipe as JSON text: on one line, or indented for people."""
+        return json.dumps(self.to_dict(), indent=indent)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:

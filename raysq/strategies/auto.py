@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
@@ -26,6 +26,7 @@ from raysq.strategies.moves import (
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.strategies.surrogate import Prediction, Surrogate
 from raysq.strategies.tpe import tpe_sampler
+from raysq.switches import free_switches
 from raysq.transfer import within
 
 __all__ = ["Auto"]
@@ -46,6 +47,7 @@ VARIANTS = (
     "activation",
     "rounding",
 )  # features that are varied globally, in this order
+RESCALING = ("smooth_quant", "equalization")  # switches, the one that costs less time first
 INT8_RARELY_PAYS = ("depthwise", "add", "pool", "matmul")  # families whose float kernels are tried first
 
 
@@ -53,22 +55,24 @@ class Auto(Strategy):
     """The ladder, in this order, each step built on the best recipe so far.
 
     1. The default of the space, usually all calls in int8; each alpha of a list that was given, for all groups.
-    2. A model of loss and latency, sums over the calls: its prior are sensitivities (`Fisher` where the default failed)
+    2. Where that failed: all that may be smoothed, then equalization, each with all calls in int8, until one passes.
+       What loses least is what the rest goes on with.
+    3. A model of loss and latency, sums over the calls: its prior are sensitivities (`Fisher` where the default failed)
        and the measured times of single calls, what leaving int8 between two of them costs included. What it takes for
        the fastest within the tolerance, by an integer programme, is tried; each result corrects it, until it knows
        nothing better. As in HAWQ-V3 (arXiv 2011.10680); that single effects don't add up (CLADO, arXiv 2307.05657) is
        what correcting is for.
-    3. Where the default failed, as soon as something passes: no smoothing, each transform, other algorithms, schemes
+    4. Where 2. passed nothing, as soon as something passes: no smoothing, each transform, other algorithms, schemes
        and roundings for all calls at once until one of them passes, then the best of each kind together. What loses
-       least is what 2. then goes on with.
-    4. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
-    5. What may be faster: families in float, other float types, other schemes; then all that was, together. These say
-       most about the model's times, so 2. again.
-    6. Float calls back to int8, those that gain most time first, half of them at once, then fewer.
-    7. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
+       least is what 3. then goes on with.
+    5. If nothing has passed: the 1, 2, 4, … most sensitive calls in float, then bisection.
+    6. What may be faster: families in float, other float types, other schemes, eight bits; then all that was, together.
+       These say most about the model's times, so 3. again.
+    7. Float calls back to int8, those that gain most time first, half of them at once, then fewer.
+    8. TPE over the space, seeded with all of this, with one more ranking that starts at the float calls found.
 
     It spends its whole budget: `raysq.tune` ends a search that no longer gets faster. It can fail where int8 hurts by
-    pairs of calls only, and where single calls run at other speeds than inside of the model: what follows 2. is for
+    pairs of calls only, and where single calls run at other speeds than inside of the model: what follows 3. is for
     those.
     """
 
@@ -84,6 +88,8 @@ class Auto(Strategy):
         yield BARRIER
         self._failed = history.best is None
         if self._failed:
+            yield from self._rescaled(history)
+        if history.best is None:
             yield from self._modelled(history, first=True)
             yield from self._vary(history)
         yield from self._modelled(history)
@@ -105,6 +111,24 @@ class Auto(Strategy):
             yield BARRIER
             tried = [self._base, *(change(self._base) for _, change in ways)]
             self._base = min(tried, key=history.loss)
+
+    def _rescaled(self, history: History) -> Steps:
+        """Try what makes channels more even and leaves every call in int8, until something passes."""
+        default, free = self._base, free_switches(self.space)
+        ways = [(name, within(free[name].narrow(self.space, True), default)) for name in RESCALING if name in free]
+        tried = []
+        for name, recipe in ways:
+            if recipe != default and history.best is None:
+                tried.append(recipe)
+                yield Proposal(recipe, name)
+        yield BARRIER
+        self._go_on_with(tried, history)
+
+    def _go_on_with(self, recipes: Sequence[Recipe], history: History) -> None:
+        """Build further steps on the one of these that loses least, if it loses clearly less than what they change."""
+        least = min([self._base, *recipes], key=history.loss)
+        if history.loss(least) < WORTH * history.loss(self._base):
+            self._base = least
 
     def _vary(self, history: History) -> Steps:
         """Try other algorithms and schemes for all calls at once until one passes, then the best of each together.
@@ -129,9 +153,7 @@ class Auto(Strategy):
             tried.append(combined)
             yield Proposal(combined, "best of each")
             yield BARRIER
-        least = min([default, *tried], key=history.loss)
-        if history.loss(least) < WORTH * history.loss(default):
-            self._base = least
+        self._go_on_with(tried, history)
 
     def _feature_variants(self, default: Recipe) -> Iterator[list[tuple[str, Change]]]:
         for feature in VARIANTS:
@@ -226,8 +248,10 @@ class Auto(Strategy):
         free = {group: alpha for group, alpha in start.smoothing.items() if space.graph.groups[group].producers}
         if free != dict(start.smoothing):
             yield "smoothing where it is free", lambda recipe: within(space, recipe.with_smoothing(free))
-        for value in other_values(space, "activation", start):
-            yield f"activation {value}", partial(with_feature, space, "activation", value)
+        ways = [("bits", "8")] if "8" in other_values(space, "bits", start) else []  # seven are clamped on the way
+        ways += [("activation", value) for value in other_values(space, "activation", start)]
+        for feature, value in ways:
+            yield f"{feature} {value}", partial(with_feature, space, feature, value)
         for precision in precisions:
             yield f"float calls in {precision}", partial(self._recast, precision)
 
