@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,8 @@ from raysq.intercept import Interceptor
 from raysq.kernels.aliasing import protect_inputs
 from raysq.kernels.built import WARM_UP_RUNS, ScriptedModel
 from raysq.kernels.extrema import split_extrema
+from raysq.kernels.tracing import trace
+from raysq.latency import PATIENCE_S
 from raysq.recipe import Precision
 
 if TYPE_CHECKING:
@@ -36,8 +39,7 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         try:
             with context or nullcontext():
-                traced = torch.jit.trace(flat, flat.example, check_trace=False, strict=False)
-                frozen = torch.jit.freeze(traced.eval())
+                frozen = torch.jit.freeze(trace(flat).eval())
         except Exception as exc:
             raise BackendError(f"TorchScript can't trace the model: {exc}") from exc
     protect_inputs(frozen.graph)
@@ -46,15 +48,18 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
 
 
 def warm_up(script: Any, flat: Flattened) -> None:
-    """Run the example inputs until every kernel is compiled.
+    """Run the example inputs until every kernel is compiled; twice, which is enough, where that takes long.
 
     Raises:
         BackendError: a kernel can't be compiled or run.
     """
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         try:
-            for _ in range(WARM_UP_RUNS):
+            begun = time.perf_counter()
+            for run in range(WARM_UP_RUNS):
                 script(*flat.example)
+                if run and time.perf_counter() - begun > PATIENCE_S:
+                    break
         except RuntimeError as exc:
             raise BackendError(f"the built model fails on the example inputs: {exc}") from exc
 

@@ -89,7 +89,7 @@ def tune(
         higher_is_better: False for losses and the like.
         strategy: a name from `raysq.strategies`, or a Ray Tune searcher.
         strategy_kwargs: arguments of a named strategy.
-        backend: "ipex" or "reference"; None takes the fastest that can run here.
+        backend: "ipex", "onednn", "openvino" or "reference"; None takes the first of these that can run here.
         approach: "static", "dynamic", "auto" (static or dynamic per call), "weight_only", or "qat": static, of the
             model that `train_fn` has trained under the default recipe.
         max_trials: trials at most, those of a resumed run included, >= 1.

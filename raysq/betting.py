@@ -16,7 +16,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import bisect
 
 __all__ = ["Bet", "lower_bound"]
 
@@ -26,7 +25,7 @@ Floats = NDArray[np.float64]
 # the best is (mean - limit) / variance. 0.1 is for noisier values, 0.9 for steadier ones.
 FRACTIONS = np.array([0.1, 0.4, 0.9])
 SHARES = np.array([0.1, 0.8, 0.1])
-CERTAIN = 1e3  # log capital from which on bisection needs no more digits
+PRECISION = 1e-7  # of a bound, which is read by people
 
 
 class Bet:
@@ -43,6 +42,7 @@ class Bet:
         self._floor = floor
         self._left = size
         self._logs = np.log(SHARES)
+        self._peak = 0.0  # of the log capital, after any draw so far
 
     def add(self, values: Floats) -> None:
         """Draw values that were not drawn yet."""
@@ -53,7 +53,9 @@ class Bet:
         gap = (self._total - sums[:-1]) / rest - self._floor  # what the next value is expected to be above the floor
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(gap > 0, (values - self._floor) / gap, 1.0)
-            self._logs = self._logs + np.log1p(FRACTIONS[:, None] * (ratio - 1)).sum(axis=1)
+            logs = self._logs[:, None] + np.log1p(FRACTIONS[:, None] * (ratio - 1)).cumsum(axis=1)
+        self._peak = max(self._peak, float(np.logaddexp.reduce(logs).max()))
+        self._logs = logs[:, -1]
         self._total -= float(sums[-1])
         self._left -= len(values)
 
@@ -68,8 +70,11 @@ class Bet:
         return math.inf if self.certain else float(np.logaddexp.reduce(self._logs))
 
     def convinces(self, error_rate: float) -> bool:
-        """Whether the mean exceeds the limit, at this risk of ever saying so where it doesn't."""
-        return self.log_capital >= -math.log(error_rate)
+        """Whether the mean exceeds the limit, at this risk of ever saying so where it doesn't.
+
+        It is enough that he was rich enough after one of the draws: who looks after each would have stopped there.
+        """
+        return self.certain or self._peak >= -math.log(error_rate)
 
 
 def lower_bound(values: Floats, floor: float, size: int, error_rate: float) -> float:
@@ -82,14 +87,16 @@ def lower_bound(values: Floats, floor: float, size: int, error_rate: float) -> f
         error_rate: in (0, 1); holds however it was decided to stop here.
     """
 
-    def excess(limit: float) -> float:
+    def convinces(limit: float) -> bool:
         bet = Bet(limit, floor, size)
         bet.add(values)
-        return min(bet.log_capital, CERTAIN) + math.log(error_rate)
+        return bet.convinces(error_rate)
 
-    estimate = float(values.mean())
-    certain = (float(values.sum()) + (size - len(values)) * floor) / size
-    margin = 1e-9 * max(1.0, abs(certain))
-    if estimate <= certain or excess(estimate) >= 0:
-        return estimate
-    return float(bisect(excess, certain - margin, estimate, xtol=margin))
+    high = float(values.mean())
+    low = (float(values.sum()) + (size - len(values)) * floor) / size  # what the mean is in any case
+    if low >= high or convinces(high):
+        return high
+    while high - low > PRECISION * max(1.0, abs(low)):
+        middle = (low + high) / 2
+        low, high = (middle, high) if convinces(middle) else (low, middle)
+    return low

@@ -1,11 +1,13 @@
-"""The resident memory of this process: its peak, and how far one forward of a model raises it."""
+"""The resident memory of this process: what it is, its peak, and how far one forward of a model raises it."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 
 from raysq.errors import OptionError
 
-__all__ = ["growth", "peak", "reset_peak"]
+__all__ = ["growth", "peak", "release", "reset_peak", "resident"]
 
 RUNS = 3  # other threads of the process can only add: the least of a few is the model's
 PAGE = resource.getpagesize()
@@ -69,6 +71,18 @@ def reset_peak() -> None:
         OSError: it isn't allowed here.
     """
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def release() -> None:
+    """Give memory that nothing uses back to the system; where that can't be told, it is only made free."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """Return how many bytes are resident now, on Linux."""
+    return PAGE * int(Path("/proc/self/statm").read_text().split()[1])
 
 
 def peak() -> int:

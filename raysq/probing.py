@@ -1,11 +1,12 @@
-"""Builds the default recipe once, to find the calls whose int8 kernels are missing, fail or err in this model."""
+"""Builds the default recipe once, to find the calls whose int8 kernels are missing, fail, crawl or err."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,18 +17,22 @@ from raysq.errors import BackendError
 from raysq.graph import OpType
 from raysq.kernels import base
 from raysq.kernels.executed import NOT_FUSED
+from raysq.latency import HOPELESS
 from raysq.recipe import FP32, Recipe
 from raysq.space import SearchSpace
 
 if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel, Source
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Probe", "crawls", "probe"]
 
 log = logging.getLogger("raysq")
 
 REFERENCE = "reference"
+CRAWLS = "runs in a reference kernel in this model, many times slower than in fp32"
+ERRS = "computes something else than the recipe says, on this CPU"
 WRONG = 0.2  # of the output's own size: an error below is no disaster, whatever its cause
+AFFORDABLE_S = 1.0
 TIMES_REFERENCE = 3.0  # kernels round differently, but one that errs so much more than the simulation is wrong
 
 
@@ -47,19 +52,39 @@ class Probe:
 
 
 def probe(space: SearchSpace, source: Source, engine: Backend) -> Probe:
-    """Build the default recipe; take int8 away from kinds of calls that fail or err, and calls that nothing fuses.
+    """Build the default recipe; take int8 from kinds of calls that fail, crawl or err, and calls that nothing fuses.
 
     Raises:
         BackendError: not even one kind of call can be built in int8.
     """
     left: dict[str, str] = {}
     recipe, built, build_s = _buildable(space.default(), source, engine, left)
-    if engine.name != REFERENCE and _errs(built, source, recipe):
-        recipe, built = _exonerated(recipe, built, source, engine, left)
+    if engine.name != REFERENCE:
+        for fails, reason in ((_crawls, CRAWLS), (_errs, ERRS)):
+            if fails(built, source, recipe):
+                recipe, built = _exonerated(recipe, built, source, engine, left, fails, reason)
     left |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
     if any(c.is_int8 for name, configs in space.options.items() if name not in left for c in configs):
         return Probe(space.without_int8(left), left, build_s)
     return Probe(space, {}, build_s)
+
+
+def crawls(forward: Callable[[], object], source: Source) -> bool:
+    """Whether a warmed-up forward on the example inputs is hopelessly slow against the eager fp32 model's.
+
+    Eager fp32 is slower than any form that is deployed, so no recipe that might win is called so. What lasts less than
+    a second is never: a search can afford it, and a timing ends it.
+    """
+    took = _seconds(forward)
+    if took < AFFORDABLE_S:
+        return False
+    return took > HOPELESS * _seconds(partial(outputs, source.model, source.args, source.kwargs))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
 
 
 def _buildable(
@@ -80,21 +105,32 @@ def _buildable(
 
 
 def _exonerated(
-    recipe: Recipe, built: BuiltModel, source: Source, engine: Backend, left: dict[str, str]
+    recipe: Recipe,
+    built: BuiltModel,
+    source: Source,
+    engine: Backend,
+    left: dict[str, str],
+    fails: Callable[[BuiltModel, Source, Recipe], bool],
+    reason: str,
 ) -> tuple[Recipe, BuiltModel]:
-    """Return the recipe without the one kind of calls that makes it wrong; as it is where that isn't a single kind."""
+    """Return the recipe without the one kind of calls that makes it fail; as it is where that isn't a single kind."""
     for kind in _kinds(recipe, source):
         blamed: dict[str, str] = {}
-        reason = f"int8 {kind} computes something else than the recipe says, on this CPU"
-        innocent = _without(kind, recipe, source, blamed, reason)
+        why = f"int8 {kind} {reason}"
+        innocent = _without(kind, recipe, source, blamed, why)
         if not innocent.int8_calls:
             continue
         rebuilt = engine.build(source, innocent)
-        if not _errs(rebuilt, source, innocent):
+        if not fails(rebuilt, source, innocent):
             left |= blamed
-            log.warning("%s: %d calls stay in float.", reason, len(blamed))
+            log.warning("%s: %d calls stay in float.", why, len(blamed))
             return innocent, rebuilt
     return recipe, built
+
+
+def _crawls(built: BuiltModel, source: Source, _: Recipe) -> bool:
+    """Whether a forward takes so much longer than the fp32 model's that a kernel must be oneDNN's reference."""
+    return crawls(partial(outputs, built.model, source.args, source.kwargs), source)
 
 
 def _errs(built: BuiltModel, source: Source, recipe: Recipe) -> bool:

@@ -55,7 +55,7 @@ def sensitivity(
             instance of one, or of your own `Sensitivity`.
         method_kwargs: arguments of a named method, such as {"loss": torch.nn.functional.cross_entropy}.
         recipe: how each call is quantized; default the one that `raysq.quantize` takes.
-        backend: "ipex" or "reference"; None takes the fastest that can run here. Costs are simulated: it decides
+        backend: "ipex", "onednn", "openvino" or "reference"; None takes the first that can run here. It decides
             which calls can be int8, and how.
         approach: "static", "dynamic" or "auto".
         example_inputs: what the model is traced with; default the first calibration batch.

@@ -1,5 +1,6 @@
 """A probe finds what of the default recipe a backend can't build, builds wrong, or doesn't fuse."""
 
+import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,17 @@ def errs(*wrong: OpType) -> Callable[[list[OpType], Any], Any]:
     return flaw
 
 
+def crawls(*slow: OpType) -> Callable[[list[OpType], Any], Any]:
+    def flaw(ops: list[OpType], built: Any) -> Any:
+        def model(x: torch.Tensor) -> torch.Tensor:
+            time.sleep(1.1 if set(slow) & set(ops) else 0)
+            return built.model(x)
+
+        return replaced(built, model)
+
+    return flaw
+
+
 def idle(*names: str) -> Callable[[list[OpType], Any], Any]:
     return lambda ops, built: replaced(built, left=dict.fromkeys(names, NOT_FUSED))
 
@@ -119,3 +131,13 @@ def test_where_everything_is_idle_the_space_stays(given: Any) -> None:
     space, source = given
     probed = probe(space, source, Flawed(idle(*space.options)))
     assert probed.space is space and probed.left_in_float == {}
+
+
+def test_a_kind_that_crawls_stays_in_float(given: Any) -> None:
+    space, source = given
+    engine = Flawed(crawls(OpType.ADD))
+    found = probe(space, source, engine)
+    assert {name: source.graph[name].op for name in found.left_in_float} == {"add": OpType.ADD}
+    assert "reference kernel" in found.left_in_float["add"]
+    assert {source.graph[name].op for name in found.space.default().int8_calls} == {OpType.LINEAR}
+    assert engine.builds == 2

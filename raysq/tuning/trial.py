@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["QuantTrial", "cpus_per_trial", "trainable"]
 
 
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "DNNL_GRAPH_COMPILED_PARTITION_CACHE_CAPACITY": "0",  # no partition comes twice, and 1024 would be kept
+}
+
+
 class QuantTrial(tune.Trainable):
     """Reports after accuracy and, unless a stopper ended it there, again after timing.
 
@@ -39,7 +45,7 @@ class QuantTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any], job: shipping.Packed | None = None) -> None:
         """Take up the job; called once per process, which then runs many trials."""
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ |= ENVIRONMENT
         from raysq.kernels import base
 
         if job is None:

@@ -8,19 +8,23 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from raysq import evaluation, fingerprint, memory
 from raysq.baseline import outputs
+from raysq.errors import BackendError
 from raysq.goal import Goal, Objective
 from raysq.options import Latency
 from raysq.prediction import predicted_ratio
 from raysq.prepared import machine
+from raysq.probing import crawls
 from raysq.recipe import Precision
 from raysq.result import Baseline, Stage, Status
 from raysq.tuning.turns import TakesTurns, Turns
@@ -34,6 +38,7 @@ __all__ = ["Job", "Worker", "unusable"]
 Report = dict[str, Any]
 
 UNKNOWN = float("nan")
+CRAWLING = "a forward takes many times as long as in fp32: some int8 kernel of this recipe is a reference kernel"
 WORST = float("inf")  # what a failed trial reports: no searcher takes it for good, none is left without its metric
 
 
@@ -61,6 +66,9 @@ class Worker:
 
     After `begin`, the first `advance` builds and scores, the second times and is the last. An exception in either
     becomes a report with status "failed".
+
+    A trial has a thread of its own: oneDNN Graph keeps every kernel that it compiled, with its packed weights, for as
+    long as the thread lives that ran it first.
     """
 
     def __init__(self, job: Job, engine: Backend) -> None:
@@ -76,13 +84,18 @@ class Worker:
         self._reference_model: BuiltModel | None = None
         self._reference_growth = 0  # not measured yet
         self._candidate: BuiltModel | None = None
+        self._thread = ThreadPoolExecutor(1)
         self.begin({})
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Drop the last candidate and take up a search point."""
-        self._candidate = None
-        self._config = config
         self._begun = time.perf_counter()
+        self._candidate = None
+        self._thread.shutdown()
+        memory.release()
+        threads = self._job.prepared.num_threads
+        self._thread = ThreadPoolExecutor(1, "trial", initializer=torch.set_num_threads, initargs=(threads,))
+        self._config = config
         self._spent = {"build_s": 0.0, "eval_s": 0.0, "timing_s": 0.0}
         self._peak = 0
         with suppress(OSError):  # where it isn't allowed, the peak is that of the process so far
@@ -119,6 +132,9 @@ class Worker:
 
     def advance(self) -> Report:
         """Go one stage further and return the report; its `done` says whether it is the last."""
+        return self._thread.submit(self._advance).result()
+
+    def _advance(self) -> Report:
         try:
             if self._candidate is None:
                 self._evaluate()
@@ -148,7 +164,10 @@ class Worker:
         self._report["recipe"] = recipe.to_json()
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
-            digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
+            made: list[Tensor] = []
+            if crawls(lambda: made.extend(outputs(built.model, source.args, source.kwargs)), source):
+                raise BackendError(CRAWLING)
+            digest = fingerprint.of_tensors(made)
         with self._turns.shared():
             memory_ratio = self._memory_ratio(built) if Objective.MEMORY in job.goal.objectives else UNKNOWN
         with self._clock("eval_s"):

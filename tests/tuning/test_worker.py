@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -270,3 +272,33 @@ def test_a_plain_function_says_nothing_of_items(worker):
     trial.begin({})
     kept = record(0, {}, trial.advance())
     assert (kept.items_scored, kept.items, kept.estimated) == (None, None, False)
+
+
+def test_a_recipe_that_crawls_is_not_evaluated(worker):
+    evaluated = []
+
+    class Crawling(reference.Engine):
+        def build(self, source, recipe):
+            built = super().build(source, recipe)
+
+            def model(*args, **kwargs):
+                time.sleep(1.1)
+                return built.model(*args, **kwargs)
+
+            return replace(built, model=model)
+
+    trial = worker(lambda model: evaluated.append(model) or 1.0, Crawling())
+    trial.begin({})
+    report = trial.advance()
+    assert (report["status"], report["done"], evaluated) == ("failed", True, [])
+    assert "many times as long as in fp32" in report["reason"]
+
+
+def test_a_trial_has_its_own_thread(worker):
+    seen = []
+    trial = worker(lambda model: seen.append(threading.get_ident()) or 1.0)
+    first = trial._thread
+    trial.begin({})
+    trial.advance(), trial.advance()
+    assert seen[0] != threading.get_ident()
+    assert first._shutdown  # with it went what oneDNN Graph kept of its kernels
