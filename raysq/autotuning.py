@@ -134,6 +134,7 @@ def autotune(
         example_inputs=kwargs or args,
         op_type_dict=op_type_dict,
         smoothing=smoothing,
+        switches={"smooth_quant": False} if smoothing is False else None,
     )
     log.info(
         "autotune: %.6g after %.6g in fp32, a loss of %.4g (%s)",

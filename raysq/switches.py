@@ -104,7 +104,7 @@ def with_switches(space: SearchSpace, switches: Switches) -> SearchSpace:
         value = switches.get(switch.name)
         if value is not None:
             narrowed = switch.narrow(space, value)
-            if narrowed == space:
+            if value and narrowed == space:  # what is off already is as it was asked for
                 warnings.warn(f"switch {switch.name!r} changes nothing in this model; ignored.", stacklevel=2)
             space = narrowed
     return space

@@ -124,6 +124,11 @@ def test_a_call_that_the_user_holds_to_int8_stays_there() -> None:
     assert space.default().config("conv").is_int8
 
 
+def test_what_is_off_already_is_no_reason_to_warn() -> None:
+    plain = SPACE.narrow({"equalization": False})
+    assert with_switches(plain, {"equalization": False}) == plain
+
+
 def test_a_switch_without_effect_warns() -> None:
     with pytest.warns(UserWarning, match="'equalization' changes nothing in this model"):
         with_switches(Simulation().space(), {"equalization": True})
