@@ -345,7 +345,7 @@ def test_without_ipex_the_reference_simulates(
 ) -> None:
     from raysq.kernels import reference
 
-    monkeypatch.setattr(base, "available", reference.Engine)
+    monkeypatch.setattr(base, "available", lambda names: reference.Engine())
     model, batches = made()
     conf = calibrated(model, batches, qscheme=scheme)
     for op in saved(conf, tmp_path / "c.json"):
