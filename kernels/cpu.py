@@ -6,7 +6,7 @@ import functools
 import platform
 from pathlib import Path
 
-__all__ = ["instruction_sets", "lacks_vnni", "model_name", "physical_cores"]
+__all__ = ["governor", "has_bf16", "instruction_sets", "lacks_vnni", "model_name", "physical_cores"]
 
 KNOWN = (
     "avx2",
@@ -22,6 +22,9 @@ KNOWN = (
 )
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 BF16 = {"avx512_bf16", "amx_bf16"}
+
+
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 @functools.cache
@@ -54,6 +57,14 @@ def has_bf16() -> bool:
 def model_name() -> str:
     """Return the CPU's name."""
     return (_values("model name") or [platform.processor() or platform.machine()])[0]
+
+
+def governor() -> str | None:
+    """Return what sets the first core's frequency, such as "performance"; None where none is told, as in most VMs."""
+    try:
+        return GOVERNOR.read_text().strip() or None
+    except OSError:
+        return None
 
 
 @functools.cache

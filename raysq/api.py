@@ -172,7 +172,7 @@ def tune(
         "max_trials": max_trials,
         "seed": seed,
         "num_threads": prepared.num_threads,
-        "latency_inputs": [f"{t.dtype} {tuple(t.shape)}" for t in prepared.timed_tensors],
+        "latency_inputs": prepared.timed_inputs,
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(prepared.num_threads)

@@ -97,6 +97,7 @@ def conclude(
             journal=journal,
             objectives=goal.front,
             confirmation=confirmation,
+            environment={**prepared.environment, "inputs": prepared.timed_inputs},
         )
 
     ordered = sorted((t for t in trials if t.feasible and t.ratio is not None), key=goal.cost)

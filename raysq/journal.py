@@ -52,7 +52,7 @@ class Entry:
         record: the trial.
         seen: how many trials had completed when this one was suggested: what replay needs.
         pairs: raw milliseconds (candidate, reference) of its timing, () if it wasn't timed.
-        environment: "cpu", "isa" and "threads" of the worker.
+        environment: "cpu", "isa", "threads" and "governor" of the worker.
     """
 
     record: TrialRecord

@@ -18,7 +18,7 @@ from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
 from raysq.kernels.base import BuiltModel, Capabilities, Source
-from raysq.kernels.cpu import model_name, physical_cores
+from raysq.kernels.cpu import governor, model_name, physical_cores
 from raysq.latency import Timing, pair
 from raysq.model_choices import ModelChoices
 from raysq.observation import observe
@@ -30,9 +30,10 @@ from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
 from raysq.space import SearchSpace, build_space
 from raysq.switches import Switches, read_switches, with_switches
 
-__all__ = ["Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
+__all__ = ["MACHINE", "Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
 
 
+MACHINE = ("cpu", "isa", "threads", "governor")  # the CPU's name, its instruction sets, of its frequency or None
 UNCALIBRATED = ("dynamic", "weight_only")  # approaches that need no statistics
 
 
@@ -66,13 +67,14 @@ class Prepared:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What latency depends on beside model and recipe, as it is here: "cpu", "isa" and "threads"."""
+        """What latency depends on beside model, recipe and inputs, as it is here: see `machine`."""
         return machine(self.capabilities, self.num_threads)
 
     @property
-    def timed_tensors(self) -> list[Tensor]:
-        """The tensors among the inputs that are timed."""
-        return [t for t in tree_leaves((self.latency_args, self.latency_kwargs)) if isinstance(t, Tensor)]
+    def timed_inputs(self) -> list[str]:
+        """Type and shape of each tensor among the inputs that are timed, such as "torch.float32 (1, 3, 32, 32)"."""
+        leaves = tree_leaves((self.latency_args, self.latency_kwargs))
+        return [f"{t.dtype} {tuple(t.shape)}" for t in leaves if isinstance(t, Tensor)]
 
     def time(self, candidate: BuiltModel, reference: BuiltModel, latency: Latency) -> Timing:
         """Time two builds of the model in turn, as it will be deployed."""
@@ -91,8 +93,9 @@ class Prepared:
 
 
 def machine(capabilities: Capabilities, num_threads: int) -> dict[str, Any]:
-    """Return "cpu", "isa" and "threads" of this process."""
-    return {"cpu": model_name(), "isa": ",".join(capabilities.isa), "threads": num_threads}
+    """Return a value for each of MACHINE, in this process."""
+    values = (model_name(), ",".join(capabilities.isa), num_threads, governor())
+    return dict(zip(MACHINE, values, strict=True))
 
 
 def prepare(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from raysq.goal import Objective
 from raysq.impact import Impact, impacts
@@ -252,6 +252,8 @@ class Result:
         journal: the run's journal; None where there is none.
         objectives: what the Pareto front is over.
         confirmation: how it did on `Goal.confirm`; None where the goal has none, or nothing met it.
+        environment: what it was timed on and with: "cpu", "isa", "threads", "governor" (of the frequency, None where
+            the system doesn't tell), "inputs" (type and shape of each tensor).
     """
 
     model: torch.nn.Module
@@ -269,6 +271,7 @@ class Result:
     journal: Path | None = None
     objectives: tuple[Objective, ...] = (Objective.LATENCY, Objective.ACCURACY)
     confirmation: Confirmation | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float:

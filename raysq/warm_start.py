@@ -107,7 +107,7 @@ def gather(
     Args:
         sources: from `read`.
         present: of the run that begins.
-        environment: its "cpu", "isa" and "threads".
+        environment: its "cpu", "isa", "threads" and "governor".
         space: what it searches.
         goal: what it makes of a loss.
 

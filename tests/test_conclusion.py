@@ -29,6 +29,7 @@ BASELINE = Baseline(
     confirm_accuracy=0.8,
     confirm_metrics={"accuracy": 0.8, "recall": 0.8},
 )
+MACHINE = {"cpu": "Zen", "isa": "avx2", "threads": 1, "governor": None}
 RECALL = {"recall": Goal(0.01)}
 
 
@@ -91,7 +92,13 @@ def concluded(models, goal, trials=None, eval_fn=lambda model: model.accuracy, e
         ratio = built.model.ratio
         return Timing(ratio, 1.0, Ratio(ratio, ratio - 0.01, ratio + 0.01), ())
 
-    prepared = SimpleNamespace(source=SimpleNamespace(args=EXAMPLE, kwargs={}), time=time, left_in_float={})
+    prepared = SimpleNamespace(
+        source=SimpleNamespace(args=EXAMPLE, kwargs={}),
+        time=time,
+        left_in_float={},
+        environment=MACHINE,
+        timed_inputs=["torch.float32 (1,)"],
+    )
     found = [trial(model) for model in models] if trials is None else trials
     return conclude(prepared, engine or Engine(models), eval_fn, BASELINE, goal, Latency(), found, Path("journal"))
 
@@ -106,6 +113,7 @@ FAST, SLOWER, SLOWEST = Model(0, 0.4), Model(1, 0.43), Model(2, 0.8)
 def test_the_fastest_that_holds_wins_and_nothing_is_confirmed_without_a_split():
     result = concluded([SLOWEST, SLOWER, FAST], Goal())
     assert (winner(result), result.feasible, result.confirmation) == (0, True, None)
+    assert result.environment == {**MACHINE, "inputs": ["torch.float32 (1,)"]}
 
 
 def test_only_those_that_may_be_the_best_are_built():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from raysq.latency import HOPELESS, MIN_PAIRS, WARMUP_RUNS, alone, pair, ratio_of, threads
+from raysq.latency import HOPELESS, MIN_PAIRS, MISSES, WARMUP_RUNS, alone, pair, ratio_of, threads
 from raysq.options import Latency
 
 
@@ -115,42 +115,66 @@ def test_sharp_enough_ends_a_timing():
     assert clock.now < 10
 
 
-@pytest.mark.parametrize("n", [6, 7, 8, 9, 20, 51, 200])
+@pytest.mark.parametrize("n", [7, 8, 9, 20, 51, 200, 1000])
 def test_interval_ranks_are_the_binomial_ones(n):
     # independent reference: scipy's binomial distribution
     ratio = ratio_of([(float(i), 1.0) for i in range(1, n + 1)])
     k = int(ratio.low)
     assert ratio.high == n + 1 - k  # symmetric
-    assert 2 * stats.binom.cdf(k - 1, n, 0.5) <= 0.05  # encloses the median with 95 %
-    assert 2 * stats.binom.cdf(k, n, 0.5) > 0.05  # and no narrower one does
+    assert 2 * stats.binom.cdf(k - 1, n, 0.5) <= MISSES  # encloses the median that often
+    assert 2 * stats.binom.cdf(k, n, 0.5) > MISSES  # and no narrower one does
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 2, 6])
 def test_interval_of_too_few_pairs_is_their_range(n):
     ratio = ratio_of([(float(i), 1.0) for i in range(1, n + 1)])
     assert (ratio.low, ratio.high) == (1.0, float(n))
 
 
 def test_interval_encloses_the_true_median():
-    # 2000 timings of 25 skewed pairs, nominal coverage 0.957: fewer than 0.93 has probability below 1e-7
+    # 2000 timings of 25 skewed pairs, nominal coverage 0.986: fewer than 0.97 has probability below 1e-7
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(2000):
         ratio = ratio_of([(r, 1.0) for r in rng.lognormal(0, 0.3, 25)])
         covered += ratio.low <= 1.0 <= ratio.high
-    assert covered / 2000 > 0.93
+    assert covered / 2000 > 0.97
 
 
-def test_stopping_when_sharp_keeps_coverage():
-    # Stopping looks at the width, never at the place of the interval, yet narrow ones come early: nominal 0.95
-    # becomes about 0.91 here. 400 timings, binomial: below 0.85 has probability below 1e-4.
+def disturbed(clock, rng, ms, noise):
+    """A model on a machine that is not quiet: once in 200 ms it loses the core, for 5 ms on average.
+
+    As the clock rate wanders, all that runs takes up to 20 % longer.
+    """
+
+    def forward():
+        lost = rng.exponential(5e-3) if rng.random() < ms / 200 else 0.0
+        clock.now += ms * 1e-3 * math.exp(noise * rng.normal()) * (1.1 + 0.1 * math.sin(clock.now)) + lost
+
+    return forward
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.02])
+def test_the_interval_covers_the_true_ratio_as_often_as_stated(noise):
+    # Stopping looks at the width, never at the place of the interval, yet narrow ones come early: with intervals of
+    # 0.95 at a fixed number of pairs it is 0.94. A coverage of 0.97 gives less than 0.95 in 1 draw of 500.
     covered = 0
-    for seed in range(400):
-        clock = Clock()
-        noise = np.random.default_rng(seed).lognormal(0, 0.05, 2000) * 0.01
-        ratio = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=2.0, ci_width=0.05).ratio
-        covered += ratio.low <= 1.0 <= ratio.high
-    assert covered / 400 > 0.85
+    for seed in range(600):
+        clock, rng = Clock(), np.random.default_rng(seed)
+        int8, fp32 = disturbed(clock, rng, 4.0, noise), disturbed(clock, rng, 10.0, noise)
+        ratio = timed(int8, fp32, clock, budget_s=2.0, ci_width=0.02).ratio
+        covered += ratio.low <= 0.4 <= ratio.high
+    assert covered / 600 >= 0.95
+
+
+def test_preemptions_that_hit_a_third_of_the_pairs_leave_the_median_where_it_is():
+    clock = Clock()
+    lost = itertools.cycle([0.0, 0.0, 0.02])
+    timing = timed(
+        model(clock, [0.004] * 1000), lambda: setattr(clock, "now", clock.now + 0.01 + next(lost)), clock, ci_width=1e-6
+    )
+    assert timing.ratio == timing.ratio.high == pytest.approx(0.4)
+    assert np.mean([a / b for a, b in timing.pairs]) < 0.35  # where the mean goes
 
 
 def test_alone_is_the_median_after_warm_up():

@@ -21,7 +21,7 @@ from raysq.warm_start import MOST, Run, gather, read
 
 SIM = Simulation()
 SPACE = SIM.space()
-HERE = {"cpu": "Zen", "isa": "avx512_vnni", "threads": 2}
+HERE = {"cpu": "Zen", "isa": "avx512_vnni", "threads": 2, "governor": "performance"}
 HEADER = Header(
     fingerprints={"model": "m", "calibration": "c", "evaluation": "e"},
     arguments={"latency_inputs": ["torch.float32 (1, 8)"], "seed": 0},
@@ -138,7 +138,7 @@ def test_of_a_run_in_which_nothing_passed_the_closest_come_first() -> None:
     assert digests(start.recipes) == digests([TRIALS[1].recipe, TRIALS[0].recipe])  # the second loses less
 
 
-@pytest.mark.parametrize("change", [{"cpu": "other"}, {"threads": 4}])
+@pytest.mark.parametrize("change", [{"cpu": "other"}, {"threads": 4}, {"governor": "powersave"}])
 def test_times_of_another_machine_are_not_taken_but_scores_are(change: dict[str, Any]) -> None:
     start = begun(environment={**HERE, **change})
     assert known(start) == digests(ended.recipe for ended in TRIALS if not ended.feasible)

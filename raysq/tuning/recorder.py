@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raysq.journal import Entry, Journal
+from raysq.prepared import MACHINE
 from raysq.result import TrialRecord
 from raysq.space import SearchSpace
 from raysq.tuning.live import Progress
@@ -77,7 +78,7 @@ class Recorder(tune.Callback):
             kept,
             seen=len(self._progress.records) if seen is None else seen,
             pairs=tuple((a, b) for a, b in json.loads(result.get("pairs", "[]"))),
-            environment={key: result[key] for key in ("cpu", "isa", "threads") if key in result},
+            environment={key: result[key] for key in MACHINE if key in result},
         )
         if self._journal is not None:
             self._journal.append(entry)

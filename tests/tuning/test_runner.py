@@ -16,7 +16,9 @@ from raysq import strategies
 from raysq.errors import OptionError
 from raysq.goal import Goal
 from raysq.journal import Header, Journal, read
+from raysq.latency import MIN_PAIRS
 from raysq.options import Latency, Workers
+from raysq.prepared import MACHINE
 from raysq.result import Stage, Status
 from raysq.tuning.runner import run
 
@@ -89,8 +91,8 @@ def test_records_and_journal_agree(search, journal):
     assert len({r.recipe.digest for r in records}) == 4
     timed = [entry for entry in entries if entry.record.stage is Stage.TIMED]
     assert timed
-    assert all(len(entry.pairs) >= 6 and entry.record.ratio for entry in timed)
-    assert all(entry.environment["threads"] == 1 for entry in entries)
+    assert all(len(entry.pairs) >= MIN_PAIRS and entry.record.ratio for entry in timed)
+    assert all(entry.environment.keys() == set(MACHINE) and entry.environment["threads"] == 1 for entry in entries)
     assert all(entry.seen <= entry.record.trial for entry in entries)
 
 
