@@ -188,19 +188,27 @@ class Source:
 
 
 class BuiltModel(Protocol):
-    """A model that a backend built: warmed up, ready to be called, scored, timed and saved.
+    """A model that a backend built: warmed up, ready to be called, scored, timed and saved."""
 
-    Attributes:
-        model: takes the original's arguments and returns its output class.
-        executed: call name to the precision it really runs in, read from what was built.
-        left_in_float: call name to the reason why it isn't in the precision that the recipe asked for.
-        size_bytes: size of the artifact.
-    """
+    @property
+    def backend(self) -> str:
+        """Name of the backend that built it, and that must be there to load it."""
 
-    model: Deployed
-    executed: Mapping[str, Precision]
-    left_in_float: Mapping[str, str]
-    size_bytes: int
+    @property
+    def model(self) -> Deployed:
+        """What is called: the original's arguments in, its output class out."""
+
+    @property
+    def executed(self) -> Mapping[str, Precision]:
+        """Call name to the precision it really runs in, read from what was built."""
+
+    @property
+    def left_in_float(self) -> Mapping[str, str]:
+        """Call name to the reason why it isn't in the precision that the recipe asked for."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the artifact."""
 
     def save(self, directory: Path) -> None:
         """Write the artifact; what loads it again stands in its own signature file."""

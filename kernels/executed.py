@@ -8,15 +8,20 @@ partition runs as an int8 kernel; outside of one it is a float op on rounded val
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.plan import CallPlan
 from raysq.recipe import Precision
 
-__all__ = ["NOT_FUSED", "OPS", "ExecutedOp", "executed_ops", "executed_precisions"]
+if TYPE_CHECKING:
+    from raysq.kernels.base import BuiltModel
+
+    Built = TypeVar("Built", bound=BuiltModel)
+
+__all__ = ["NOT_FUSED", "OPS", "ExecutedOp", "executed_ops", "executed_precisions", "unfused", "without_unfused"]
 
 FUSED_GROUP = "ipex::LlgaFusionGroup"
 OPS = {  # part of a TorchScript op's name, and the kinds of call that it computes
@@ -40,6 +45,24 @@ INT8_KINDS = {
     "aten::quantized_lstm",
 }
 NOT_FUSED = "no int8 kernel takes it here: it would run in float on rounded values"
+
+
+def unfused(built: BuiltModel) -> dict[str, str]:
+    """Return the calls of a build that no int8 kernel took, and that reason."""
+    return {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
+
+
+def without_unfused(build: Callable[[Mapping[str, str]], Built]) -> tuple[Built, Mapping[str, str]]:
+    """Build, and once more with those calls in float that no int8 kernel took; return these beside the last build.
+
+    Rounding what no int8 kernel takes costs accuracy and gains nothing.
+
+    Args:
+        build: takes the calls that stay in float, and why.
+    """
+    built = build({})
+    idle = unfused(built)
+    return (build(idle), idle) if idle else (built, idle)
 
 
 @dataclass(frozen=True)

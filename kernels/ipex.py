@@ -30,19 +30,20 @@ from raysq.errors import BackendError
 from raysq.flattened import Flattened, forward_signature
 from raysq.graph import OpType
 from raysq.intercept import Interceptor
+from raysq.kernels import grids
 from raysq.kernels.base import CallTime, Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.call_times import float_times, int8_times
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.dynamic import swap_dynamic
-from raysq.kernels.executed import NOT_FUSED, executed_precisions
+from raysq.kernels.executed import executed_precisions, without_unfused
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.insertion import Insertion
 from raysq.kernels.profile import profile
 from raysq.kernels.qconf import fill, is_smoothed
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
-from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme, TensorConfig
+from raysq.recipe import Approach, Granularity, Precision, Recipe, TensorConfig
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -129,15 +130,8 @@ class Engine:
         int8 = (Precision.INT8, *floats)
         # no weight-only: IPEX's kernel is exact, but takes 10 times as long as fp32 at batch 1 on AVX2
         static, both = (Approach.STATIC,), (Approach.STATIC, Approach.DYNAMIC)
-        activations: tuple[tuple[QuantDType, Scheme], ...] = (
-            (QuantDType.U8, Scheme.AFFINE),
-            (QuantDType.S8, Scheme.SYMMETRIC),
-        )
-        if lacks_vnni():  # s8 products of linear layers saturate there: off by 0.6 where outputs reach 2.2
-            activations = activations[:1]
-        s8 = ((QuantDType.S8, Scheme.SYMMETRIC),)
-        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
-        conv = OpCapability(int8, static, activations, s8, granularities)
+        activations = grids.activations()
+        conv = OpCapability(int8, static, activations, grids.WEIGHTS, grids.GRANULARITIES)
         product = OpCapability(int8, static, activations)
         passive = OpCapability((Precision.INT8, Precision.FP32), static, activations)
         ops = {
@@ -147,17 +141,17 @@ class Engine:
             OpType.CONV_TRANSPOSE1D: conv,
             OpType.CONV_TRANSPOSE2D: conv,
             OpType.CONV_TRANSPOSE3D: conv,
-            OpType.LINEAR: OpCapability(int8, both, activations, s8, granularities),
+            OpType.LINEAR: OpCapability(int8, both, activations, grids.WEIGHTS, grids.GRANULARITIES),
             OpType.MATMUL: product,
             OpType.BMM: product,
             OpType.ADD: passive,
             OpType.MAX_POOL: passive,
             OpType.AVG_POOL: passive,
             OpType.EMBEDDING_BAG: OpCapability(
-                (Precision.INT8, Precision.FP32), both, activations, s8, (Granularity.PER_TENSOR,)
+                (Precision.INT8, Precision.FP32), both, activations, grids.WEIGHTS, (Granularity.PER_TENSOR,)
             ),
             OpType.LSTM: OpCapability(
-                (Precision.INT8, Precision.FP32), both, activations[:1], s8, (Granularity.PER_CHANNEL,)
+                (Precision.INT8, Precision.FP32), both, grids.U8, grids.WEIGHTS, (Granularity.PER_CHANNEL,)
             ),
         }
         if lacks_vnni():  # measured on AVX2: a sum fused into a convolution is wrong, int8 pools don't compile
@@ -189,10 +183,7 @@ class Engine:
         extension()
         check(recipe, source, self.capabilities())
         scaled = source.under(recipe)
-        built = self._insert(scaled, scaled.planner.plan(recipe))
-        idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
-        if idle:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
-            built = self._insert(scaled, scaled.planner.plan(recipe, idle))
+        built, idle = without_unfused(lambda idle: self._insert(scaled, scaled.planner.plan(recipe, idle)))
         return replace(built, configure=partial(self._to_save, source, recipe, idle))
 
     def call_times(self, source: Source, recipe: Recipe) -> dict[str, CallTime]:

@@ -23,7 +23,7 @@ from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels import ipex
 from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
-from raysq.kernels.executed import NOT_FUSED, OPS, executed_ops
+from raysq.kernels.executed import NOT_FUSED, OPS, executed_ops, without_unfused
 from raysq.kernels.qconf import Op, is_smoothed, match, ops_of
 from raysq.recipe import Approach, Precision, Recipe
 
@@ -80,11 +80,7 @@ class Engine:
             raise RecipeError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
         idle = {name: reason for name, reason in self.unseen(source).items() if recipe.config(name).is_int8}
         idle |= self._not_smoothed(source.graph, recipe)
-        built = self._convert(source, recipe, idle)
-        unfused = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
-        if unfused:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
-            built = self._convert(source, recipe, {**idle, **unfused})
-        return built
+        return without_unfused(lambda unfused: self._convert(source, recipe, {**idle, **unfused}))[0]
 
     def _not_smoothed(self, graph: ModelGraph, recipe: Recipe) -> dict[str, str]:
         groups = (graph.groups[name] for name in recipe.smoothing if name in graph.groups)

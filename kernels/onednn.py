@@ -14,13 +14,14 @@ import torch
 
 from raysq.deployed import Deployed
 from raysq.graph import OpType
+from raysq.kernels import grids
 from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.captured import Captured, capture
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.floats import FORMS, build_form, warm_up
 from raysq.kernels.lowering import Packing, lower, unlowerable
-from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme
+from raysq.recipe import Approach, Precision, Recipe
 
 if TYPE_CHECKING:
     from raysq.plan import CallPlan
@@ -44,10 +45,8 @@ class Engine:
     def capabilities(self) -> Capabilities:
         """Return what has an int8 kernel on this CPU."""
         floats = (Precision.BF16, Precision.FP32) if has_bf16() else (Precision.FP32,)
-        activations = ((QuantDType.U8, Scheme.AFFINE),)
-        weights = ((QuantDType.S8, Scheme.SYMMETRIC),)
-        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
-        weighted = OpCapability((Precision.INT8, *floats), (Approach.STATIC,), activations, weights, granularities)
+        int8, static = (Precision.INT8, *floats), (Approach.STATIC,)
+        weighted = OpCapability(int8, static, grids.U8, grids.WEIGHTS, grids.GRANULARITIES)
         kinds = (OpType.CONV1D, OpType.CONV2D, OpType.CONV3D, OpType.LINEAR)
         ops = dict.fromkeys(kinds, weighted)  # torch has no int8 product of two activations, LSTM or embedding bag
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())

@@ -17,16 +17,17 @@ from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened
 from raysq.graph import OpType
+from raysq.kernels import grids
 from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
-from raysq.kernels.executed import NOT_FUSED
+from raysq.kernels.executed import without_unfused
 from raysq.kernels.floats import FORMS, build_form
 from raysq.kernels.insertion import Insertion
 from raysq.kernels.ov_graph import converted, precisions
 from raysq.kernels.ov_network import Network, OpenVINOModel, runtime
 from raysq.plan import CallPlan
-from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme, TensorConfig
+from raysq.recipe import Approach, Precision, Recipe, TensorConfig
 
 __all__ = ["Engine"]
 
@@ -103,17 +104,11 @@ class Engine:
         """
         precisions = (Precision.INT8, Precision.FP32)
         static = (Approach.STATIC,)
-        activations: tuple[tuple[QuantDType, Scheme], ...] = (
-            (QuantDType.U8, Scheme.AFFINE),
-            (QuantDType.S8, Scheme.SYMMETRIC),
-        )
+        activations = grids.activations()
         kinds = set(KINDS)
-        if lacks_vnni():  # measured on AVX2: s8 is off by up to half of the outputs, products have float kernels only
-            activations = activations[:1]
+        if lacks_vnni():  # measured on AVX2: products of activations have float kernels only
             kinds -= {OpType.MATMUL, OpType.BMM}
-        s8 = ((QuantDType.S8, Scheme.SYMMETRIC),)
-        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
-        weighted = OpCapability(precisions, static, activations, s8, granularities)
+        weighted = OpCapability(precisions, static, activations, grids.WEIGHTS, grids.GRANULARITIES)
         plain = OpCapability(precisions, static, activations)
         ops = {op: weighted if op.has_weight else plain for op in OpType if op in kinds}
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
@@ -136,11 +131,7 @@ class Engine:
         """Build a recipe; calls that no int8 kernel takes are left in float by a second build."""
         check(recipe, source, self.capabilities())
         scaled = source.under(recipe)
-        built = self._insert(scaled, scaled.planner.plan(recipe))
-        idle = {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
-        if idle:  # rounding what no int8 kernel takes costs accuracy and gains nothing: leave those calls in float
-            built = self._insert(scaled, scaled.planner.plan(recipe, idle))
-        return built
+        return without_unfused(lambda idle: self._insert(scaled, scaled.planner.plan(recipe, idle)))[0]
 
     def read(self, directory: Path, example: tuple[Tensor, ...]) -> Network:
         """Return the network that a build saved."""

@@ -16,8 +16,9 @@ from raysq.kernels.base import Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.cpu import instruction_sets, lacks_vnni
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
+from raysq.kernels.grids import GRANULARITIES
 from raysq.kernels.insertion import Insertion
-from raysq.recipe import Approach, Granularity, Precision, QuantDType, Scheme, TensorConfig
+from raysq.recipe import Approach, Precision, QuantDType, Scheme, TensorConfig
 
 if TYPE_CHECKING:
     from raysq.recipe import Recipe
@@ -74,9 +75,8 @@ class Engine:
     def capabilities(self) -> Capabilities:
         """Return every pair of scheme and type for every kind of call."""
         precisions = (Precision.INT8, Precision.BF16, Precision.FP32)
-        granularities = (Granularity.PER_CHANNEL, Granularity.PER_TENSOR)
         approaches = (Approach.STATIC, Approach.DYNAMIC)
-        weighted = OpCapability(precisions, tuple(Approach), ALL_PAIRS, ALL_PAIRS[1:] + ALL_PAIRS[:1], granularities)
+        weighted = OpCapability(precisions, tuple(Approach), ALL_PAIRS, ALL_PAIRS[1:] + ALL_PAIRS[:1], GRANULARITIES)
         plain = OpCapability(precisions, approaches, ALL_PAIRS)
         ops = {op: weighted if op.has_weight else plain for op in OpType}
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())

@@ -16,7 +16,7 @@ from raysq.baseline import outputs
 from raysq.errors import BackendError
 from raysq.graph import OpType
 from raysq.kernels import base
-from raysq.kernels.executed import NOT_FUSED
+from raysq.kernels.executed import unfused
 from raysq.latency import HOPELESS
 from raysq.recipe import FP32, Recipe
 from raysq.space import SearchSpace
@@ -63,7 +63,7 @@ def probe(space: SearchSpace, source: Source, engine: Backend) -> Probe:
         for fails, reason in ((_crawls, CRAWLS), (_errs, ERRS)):
             if fails(built, source, recipe):
                 recipe, built = _exonerated(recipe, built, source, engine, left, fails, reason)
-    left |= {name: reason for name, reason in built.left_in_float.items() if reason == NOT_FUSED}
+    left |= unfused(built)
     if any(c.is_int8 for name, configs in space.options.items() if name not in left for c in configs):
         return Probe(space.without_int8(left), left, build_s)
     return Probe(space, {}, build_s)
