@@ -29,13 +29,14 @@ from simulation import RoughSimulation  # noqa: E402
 
 import raysq  # noqa: E402
 from raysq import baseline, strategies  # noqa: E402
+from raysq.job import Job  # noqa: E402
 from raysq.kernels import base  # noqa: E402
 from raysq.op_times import measured_times  # noqa: E402
 from raysq.options import Latency  # noqa: E402
 from raysq.recipe import Recipe  # noqa: E402
 from raysq.space import SearchSpace  # noqa: E402
 from raysq.strategies import Strategy  # noqa: E402
-from raysq.tuning.worker import Job, Worker  # noqa: E402
+from raysq.tuning.worker import Worker  # noqa: E402
 
 CACHE = HERE / ".cache" / "strategies"
 PACKAGES = ("torch", "intel-extension-for-pytorch", "ray", "optuna", "hyperopt")

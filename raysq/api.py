@@ -26,6 +26,7 @@ from raysq.errors import OptionError
 from raysq.goal import Goal
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
+from raysq.job import Job
 from raysq.kernels import base, built
 from raysq.op_times import measured_times
 from raysq.options import Latency, Smoothing, Workers
@@ -161,7 +162,6 @@ def tune(
     prints = {**prepared.fingerprints, "evaluation": evaluation.digest(eval_fn)}
     if goal.confirm is not None:
         prints["confirmation"] = evaluation.digest(goal.confirm)
-    sought = replace(goal, confirm=None)  # neither searchers nor workers get the split that confirms
     arguments = {
         "goal": str(goal),
         "objectives": dict(goal.objectives),
@@ -196,16 +196,13 @@ def tune(
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
             journal, header, earlier = Journal.resume(path, prints)
-        baseline = header.baseline
+        job = Job(prepared, eval_fn, goal, latency, header.baseline)
+        sought = replace(job, goal=replace(goal, confirm=None))  # neither searchers nor workers get that split
         if hasattr(searcher, "bind"):
-            searcher.bind(prepared.space, sought, max_trials, seed, prepared.source, times=header.op_times)
+            searcher.bind(prepared.space, sought.goal, max_trials, seed, prepared.source, times=header.op_times)
         with journal:
             trials = runner.run(
-                prepared,
-                eval_fn,
-                baseline=baseline,
-                goal=sought,
-                latency=latency,
+                sought,
                 workers=workers,
                 searcher=searcher,
                 max_trials=max_trials,
@@ -219,8 +216,8 @@ def tune(
                 verbose=verbose,
             )
         if train_fn is not None and approach != qat.QAT and not any(trial.feasible for trial in trials):
-            return with_last_resort(prepared, engine, eval_fn, baseline, goal, latency, trials, path, train_fn)
-        return conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, path)
+            return with_last_resort(job, engine, trials, path, train_fn)
+        return conclude(job, engine, trials, path)
     finally:
         torch.set_num_threads(threads)
 

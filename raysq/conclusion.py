@@ -13,12 +13,11 @@ from raysq.baseline import outputs
 from raysq.errors import EvaluationError, NoFeasibleRecipe
 from raysq.goal import Goal
 from raysq.latency import Timing
-from raysq.options import Latency
 from raysq.result import Baseline, Confirmation, Result, TrialRecord
 
 if TYPE_CHECKING:
+    from raysq.job import Job
     from raysq.kernels.base import Backend, BuiltModel
-    from raysq.prepared import Prepared
 
 __all__ = ["conclude"]
 
@@ -36,12 +35,8 @@ class _Finalist:
 
 
 def conclude(
-    prepared: Prepared,
+    job: Job,
     engine: Backend,
-    eval_fn: evaluation.EvalFn,
-    baseline: Baseline,
-    goal: Goal,
-    latency: Latency,
     trials: Sequence[TrialRecord],
     journal: Path,
 ) -> Result:
@@ -58,15 +53,15 @@ def conclude(
     if not scored:
         reasons = "; ".join(sorted({t.reason for t in trials if t.reason})[:3])
         raise EvaluationError(f"no trial could be scored. {reasons or 'The search ended before its first trial.'}")
-    source = prepared.source
+    prepared, baseline, goal, source = job.prepared, job.baseline, job.goal, job.prepared.source
     reference = engine.build_float(source, baseline.form)
-    final = Latency(latency.final_budget_s, latency.final_budget_s, latency.ci_width / 2)
+    final = replace(job.latency, budget_s=job.latency.final_budget_s, ci_width=job.latency.ci_width / 2)
 
     def measured(trial: TrialRecord) -> _Finalist:
         built = engine.build(source, trial.recipe)
         digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
         if trial.estimated or digest != trial.digest:
-            score = evaluation.evaluate(eval_fn, built.model, goal)
+            score = evaluation.evaluate(job.eval_fn, built.model, goal)
             loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
             trial = replace(
                 trial,

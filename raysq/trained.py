@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raysq import evaluation, fingerprint, qat
+from raysq import fingerprint, qat
 from raysq.conclusion import conclude
 from raysq.errors import NoFeasibleRecipe, ResumeError, StorageError
-from raysq.goal import Goal
 from raysq.model_choices import ModelChoices
-from raysq.options import Latency
 from raysq.prepared import Prepared, ranked
 from raysq.recipe import Recipe, Rounding
-from raysq.result import Baseline, Result, TrialRecord
+from raysq.result import Result, TrialRecord
 from raysq.space import SearchSpace
 
 if TYPE_CHECKING:
+    from raysq.job import Job
     from raysq.kernels.base import Backend, Source
 
 __all__ = ["LABEL", "searched", "train_once", "with_last_resort"]
@@ -106,12 +105,8 @@ def _learned(space: SearchSpace) -> SearchSpace:
 
 
 def with_last_resort(
-    prepared: Prepared,
+    job: Job,
     engine: Backend,
-    eval_fn: evaluation.EvalFn,
-    baseline: Baseline,
-    goal: Goal,
-    latency: Latency,
     trials: Sequence[TrialRecord],
     journal: Path,
     train_fn: qat.TrainFn,
@@ -127,45 +122,37 @@ def with_last_resort(
     """
     scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
     if not scored:
-        return conclude(prepared, engine, eval_fn, baseline, goal, latency, trials, journal)
+        return conclude(job, engine, trials, journal)
     closest = min(scored, key=lambda t: t.loss)
     log.info("nothing met the goal: training under the closest recipe, which loses %.4g", closest.loss)
-    source = train_once(prepared, closest.recipe, train_fn, journal.parent)
+    source = train_once(job.prepared, closest.recipe, train_fn, journal.parent)
     only = SearchSpace(source.graph, {n: (c,) for n, c in qat.plain(closest.recipe).ops.items()})
-    trained = replace(prepared, source=source, space=only)
-    trial = _tried(trained, engine, eval_fn, baseline, goal, latency, len(trials))
+    trained = replace(job, prepared=replace(job.prepared, source=source, space=only))
+    trial = _tried(trained, engine, len(trials))
     better = trial.feasible or trial.loss < closest.loss
-    of, concluded = (trained, [trial]) if better else (prepared, trials)
+    of, concluded = (trained, [trial]) if better else (job, trials)
     every = (*trials, trial)
     try:
-        result = conclude(of, engine, eval_fn, baseline, goal, latency, concluded, journal)
+        result = conclude(of, engine, concluded, journal)
     except NoFeasibleRecipe as exc:
         result = replace(exc.result, trials=every)
         if result.confirmation is not None:
             raise NoFeasibleRecipe(str(exc), result) from None
         raise NoFeasibleRecipe(
-            f"neither a recipe in {len(trials)} trials nor training under the closest of them met the goal ({goal}); "
-            f"the closest loses {result.accuracy_drop:.4g}. It is in this error's `result`. Train for longer, or "
-            "allow a larger tolerance.",
+            f"neither a recipe in {len(trials)} trials nor training under the closest of them met the goal "
+            f"({job.goal}); the closest loses {result.accuracy_drop:.4g}. It is in this error's `result`. "
+            "Train for longer, or allow a larger tolerance.",
             result,
         ) from None
     return replace(result, trials=every)
 
 
-def _tried(
-    trained: Prepared,
-    engine: Backend,
-    eval_fn: evaluation.EvalFn,
-    baseline: Baseline,
-    goal: Goal,
-    latency: Latency,
-    number: int,
-) -> TrialRecord:
+def _tried(job: Job, engine: Backend, number: int) -> TrialRecord:
     """Build, score and time a model that has one recipe, in this process."""
     from raysq.tuning.records import record
-    from raysq.tuning.worker import Job, Worker
+    from raysq.tuning.worker import Worker
 
-    worker = Worker(Job(trained, eval_fn, goal, latency, baseline), engine)
+    worker = Worker(job, engine)
     worker.begin({"label": LABEL})
     report = worker.advance()
     if report["feasible"]:

@@ -13,6 +13,7 @@ from raysq.baseline import outputs
 from raysq.conclusion import CONFIRMED_AT_MOST, conclude
 from raysq.errors import EvaluationError, NoFeasibleRecipe
 from raysq.goal import Goal, Objective
+from raysq.job import Job
 from raysq.latency import Timing
 from raysq.options import Latency
 from raysq.recipe import OpConfig, Precision, Recipe
@@ -100,7 +101,7 @@ def concluded(models, goal, trials=None, eval_fn=lambda model: model.accuracy, e
         timed_inputs=["torch.float32 (1,)"],
     )
     found = [trial(model) for model in models] if trials is None else trials
-    return conclude(prepared, engine or Engine(models), eval_fn, BASELINE, goal, Latency(), found, Path("journal"))
+    return conclude(Job(prepared, eval_fn, goal, Latency(), BASELINE), engine or Engine(models), found, Path("journal"))
 
 
 def winner(result):

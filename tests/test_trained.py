@@ -17,13 +17,14 @@ import raysq
 from raysq import qat, trained
 from raysq.baseline import measure
 from raysq.errors import NoFeasibleRecipe, ResumeError
+from raysq.job import Job
 from raysq.kernels import base
 from raysq.prepared import Prepared, prepare
 from raysq.recipe import Rounding
 from raysq.result import Baseline, TrialRecord
 from raysq.space import SearchSpace
 from raysq.tuning.records import record
-from raysq.tuning.worker import Job, Worker
+from raysq.tuning.worker import Worker
 
 cloudpickle.register_pickle_by_value(uneven_digits)  # workers can't import test modules
 
@@ -104,16 +105,8 @@ def lost(prepared: Prepared) -> tuple[raysq.Goal, Baseline, TrialRecord]:
 
 def test_training_is_the_last_resort(prepared: Prepared, lost: tuple, tmp_path: Path) -> None:
     goal, baseline, trial = lost
-    settings = (
-        prepared,
-        base.get("reference"),
-        accuracy,
-        baseline,
-        goal,
-        LATENCY,
-        [trial],
-        tmp_path / "journal.jsonl",
-    )
+    job = Job(prepared, accuracy, goal, LATENCY, baseline)
+    settings = job, base.get("reference"), [trial], tmp_path / "journal.jsonl"
     result = trained.with_last_resort(*settings, fit(15))
     assert result.feasible and accuracy(result.model) == result.accuracy > trial.accuracy
     assert [t.label for t in result.trials] == ["", trained.LABEL]
@@ -130,16 +123,8 @@ def test_training_that_does_not_help_is_told(prepared: Prepared, lost: tuple, tm
             with torch.no_grad():
                 model.model[2].weight.zero_()
 
-    settings = (
-        prepared,
-        base.get("reference"),
-        accuracy,
-        baseline,
-        goal,
-        LATENCY,
-        [trial],
-        tmp_path / "journal.jsonl",
-    )
+    job = Job(prepared, accuracy, goal, LATENCY, baseline)
+    settings = job, base.get("reference"), [trial], tmp_path / "journal.jsonl"
     with pytest.raises(NoFeasibleRecipe, match="nor training") as caught:
         trained.with_last_resort(*settings, forget)
     result = caught.value.result

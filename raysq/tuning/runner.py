@@ -7,26 +7,21 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
 from raysq.errors import OptionError
-from raysq.evaluation import EvalFn
-from raysq.goal import Goal
+from raysq.job import Job
 from raysq.journal import Entry, Journal, WarmStart
-from raysq.options import Latency, Workers
-from raysq.result import Baseline, TrialRecord
+from raysq.options import Workers
+from raysq.result import TrialRecord
 from raysq.tuning.conductor import NOTHING, Conductor
 from raysq.tuning.live import Progress, shown
 from raysq.tuning.recorder import Recorder
 from raysq.tuning.stopper import AccuracyConstraintStopper
-from raysq.tuning.trial import cpus_per_trial, trainable
-
-if TYPE_CHECKING:
-    from raysq.prepared import Prepared
+from raysq.tuning.trial import bound, cpus_per_trial
 
 __all__ = ["run", "session", "slots"]
 
@@ -43,12 +38,8 @@ log = logging.getLogger("raysq")
 
 
 def run(
-    prepared: Prepared,
-    eval_fn: EvalFn,
+    job: Job,
     *,
-    baseline: Baseline,
-    goal: Goal,
-    latency: Latency,
     workers: Workers,
     searcher: Searcher,
     max_trials: int,
@@ -67,11 +58,7 @@ def run(
     `workers.max_failures` times on a fresh one, then it is a failed record.
 
     Args:
-        prepared: the model with its statistics and search space.
-        eval_fn: the evaluation.
-        baseline: what int8 is measured against.
-        goal: how much may be lost.
-        latency: the budget of a timing.
+        job: what all trials share.
         workers: what a trial reserves, and how often a lost one is tried again.
         searcher: a bound strategy, or any Ray Tune searcher; fresh, also where `earlier` is given.
         max_trials: how many trials there will be at most, those of the earlier run included, >= 1.
@@ -89,6 +76,7 @@ def run(
         EvaluationError, ModelError: what workers need can't be pickled.
         StorageError: the journal can't be written.
     """
+    prepared, baseline, goal = job.prepared, job.baseline, job.goal
     conductor = Conductor(
         searcher, prepared.space, goal, max_trials, stop_at_first=stop_at_first, warm_start=warm_start
     )
@@ -96,15 +84,14 @@ def run(
     with session(verbose), tempfile.TemporaryDirectory(prefix="raysq-") as scratch:
         room = slots(cpus_per_trial(prepared, workers))
         concurrent = min(room, max_concurrent_trials or room)
-        trial_s = (prepared.build_s + baseline.eval_s) / concurrent + latency.budget_s  # timings run one by one
+        trial_s = (prepared.build_s + baseline.eval_s) / concurrent + job.latency.budget_s  # timings run one by one
         known = [entry.record for entry in warm_start.entries]
         records = [entry.record for entry in earlier]
         progress = Progress(baseline, goal, max_trials, timeout_s, trial_s, records, known)
-        bound = trainable(prepared, eval_fn, goal=goal, latency=latency, workers=workers, baseline=baseline)
         with shown(progress, verbose) as show:
             recorder = Recorder(prepared.space, journal, progress, show)
             tuner = tune.Tuner(
-                bound,
+                bound(job, workers),
                 tune_config=tune.TuneConfig(
                     metric="latency_ratio",
                     mode="min",

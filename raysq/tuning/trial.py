@@ -12,15 +12,16 @@ from ray import tune
 from raysq import evaluation
 from raysq.errors import OptionError
 from raysq.goal import Goal
+from raysq.job import Job
 from raysq.options import Latency, Workers
 from raysq.tuning import shipping
-from raysq.tuning.worker import Job, Worker, unusable
+from raysq.tuning.worker import Worker, unusable
 
 if TYPE_CHECKING:
     from raysq.prepared import Prepared
     from raysq.result import Baseline
 
-__all__ = ["QuantTrial", "cpus_per_trial", "trainable"]
+__all__ = ["QuantTrial", "bound", "cpus_per_trial", "trainable"]
 
 
 ENVIRONMENT = {
@@ -114,13 +115,22 @@ def trainable(
 
         engine = base.get(prepared.engine)
         baseline = measure(prepared, engine, prepared.source.model, eval_fn, goal, latency)
+    return bound(Job(prepared, eval_fn, goal, latency, baseline), workers or Workers())
+
+
+def bound(job: Job, workers: Workers) -> type[QuantTrial]:
+    """Return the trainable of one job.
+
+    Raises:
+        EvaluationError, ModelError: what workers need can't be pickled.
+    """
 
     class Bound(QuantTrial):
-        cpus = cpus_per_trial(prepared, workers or Workers())
+        cpus = cpus_per_trial(job.prepared, workers)
 
-    bound: type[QuantTrial] = tune.with_parameters(Bound, job=_packed(Job(prepared, eval_fn, goal, latency, baseline)))
-    bound.__name__ = bound.__qualname__ = QuantTrial.__name__  # what the dashboard shows
-    return bound
+    found: type[QuantTrial] = tune.with_parameters(Bound, job=_packed(job))
+    found.__name__ = found.__qualname__ = QuantTrial.__name__  # what the dashboard shows
+    return found
 
 
 def cpus_per_trial(prepared: Prepared, workers: Workers) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,45 +19,25 @@ from torch import Tensor
 from raysq import evaluation, fingerprint, memory
 from raysq.baseline import outputs
 from raysq.errors import BackendError
-from raysq.goal import Goal, Objective
-from raysq.options import Latency
+from raysq.goal import Objective
 from raysq.prediction import predicted_ratio
 from raysq.prepared import machine
 from raysq.probing import crawls
 from raysq.recipe import Precision
-from raysq.result import Baseline, Stage, Status
+from raysq.result import Stage, Status
 from raysq.tuning.turns import TakesTurns, Turns
 
 if TYPE_CHECKING:
+    from raysq.job import Job
     from raysq.kernels.base import Backend, BuiltModel
-    from raysq.prepared import Prepared
 
-__all__ = ["Job", "Worker", "unusable"]
+__all__ = ["Worker", "unusable"]
 
 Report = dict[str, Any]
 
 UNKNOWN = float("nan")
 CRAWLING = "a forward takes many times as long as in fp32: some int8 kernel of this recipe is a reference kernel"
 WORST = float("inf")  # what a failed trial reports: no searcher takes it for good, none is left without its metric
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a run share.
-
-    Attributes:
-        prepared: the model with its statistics and search space.
-        eval_fn: the evaluation.
-        goal: how much may be lost.
-        latency: the budget of a timing.
-        baseline: what int8 is measured against.
-    """
-
-    prepared: Prepared
-    eval_fn: evaluation.EvalFn
-    goal: Goal
-    latency: Latency
-    baseline: Baseline
 
 
 class Worker:

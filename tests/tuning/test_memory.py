@@ -18,7 +18,8 @@ from raysq.baseline import measure
 from raysq.goal import Goal
 from raysq.kernels import base
 from raysq.options import Latency
-from raysq.tuning.worker import Job, Worker
+from raysq.job import Job
+from raysq.tuning.worker import Worker
 
 FEW, MANY = 4, 14
 

@@ -15,6 +15,7 @@ from ray import cloudpickle, tune
 from raysq import strategies
 from raysq.errors import OptionError
 from raysq.goal import Goal
+from raysq.job import Job
 from raysq.journal import Header, Journal, read
 from raysq.latency import MIN_PAIRS
 from raysq.options import Latency, Workers
@@ -41,11 +42,7 @@ def search(cluster, prepared, baseline):
     def start(eval_fn, *, trials=4, workers=Workers(), slots=1, **options):  # noqa: B008  # frozen
         searcher = strategies.get("random", fallback=True).bind(prepared.space, GOAL, trials, seed=0)
         return run(
-            prepared,
-            eval_fn,
-            baseline=baseline,
-            goal=GOAL,
-            latency=Latency(budget_s=0.01),
+            Job(prepared, eval_fn, GOAL, Latency(budget_s=0.01), baseline),
             workers=workers,
             searcher=searcher,
             max_trials=trials,
@@ -176,6 +173,7 @@ from pathlib import Path
 from ray import cloudpickle
 from raysq import strategies
 from raysq.goal import Goal
+from raysq.job import Job
 from raysq.journal import Header, Journal
 from raysq.options import Latency, Workers
 from raysq.tuning.runner import run
@@ -189,9 +187,8 @@ def eval_fn(model):
 
 header = Header({"model": "m"}, {}, {}, "reference", baseline)
 with Journal.create(directory / "journal.jsonl", header) as journal:
-    records = run(prepared, eval_fn, baseline=baseline, goal=Goal(), latency=Latency(budget_s=0.01),
-                  workers=Workers(), searcher=strategies.get("random", fallback=True).bind(prepared.space, Goal(), 200),
-                  max_trials=200, journal=journal, verbose=int(sys.argv[2]))
+    records = run(Job(prepared, eval_fn, Goal(), Latency(budget_s=0.01), baseline), workers=Workers(),
+                  searcher=strategies.get("random", fallback=True).bind(prepared.space, Goal(), 200), max_trials=200, journal=journal, verbose=int(sys.argv[2]))
 print("kept", len(records))
 """
 

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 from raysq import Evaluation, memory
 from raysq.goal import Goal
+from raysq.job import Job
 from raysq.kernels import reference
 from raysq.options import Latency
 from raysq.recipe import Precision, Recipe
@@ -21,7 +22,7 @@ from raysq.result import Stage, Status
 from raysq.scores import Units
 from raysq.tuning.records import record, to_result
 from raysq.tuning.stopper import AccuracyConstraintStopper
-from raysq.tuning.worker import Job, Worker
+from raysq.tuning.worker import Worker
 
 KEYS = {
     *("accuracy", "accuracy_drop", "worst_drop", "baseline_accuracy", "feasible", "int8_calls", "metrics"),
