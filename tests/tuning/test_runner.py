@@ -187,8 +187,9 @@ def eval_fn(model):
 
 header = Header({"model": "m"}, {}, {}, "reference", baseline)
 with Journal.create(directory / "journal.jsonl", header) as journal:
-    records = run(Job(prepared, eval_fn, Goal(), Latency(budget_s=0.01), baseline), workers=Workers(),
-                  searcher=strategies.get("random", fallback=True).bind(prepared.space, Goal(), 200), max_trials=200, journal=journal, verbose=int(sys.argv[2]))
+    job = Job(prepared, eval_fn, Goal(), Latency(budget_s=0.01), baseline)
+    searcher = strategies.get("random", fallback=True).bind(prepared.space, Goal(), 200)
+    records = run(job, workers=Workers(), searcher=searcher, max_trials=200, journal=journal, verbose=int(sys.argv[2]))
 print("kept", len(records))
 """
 
