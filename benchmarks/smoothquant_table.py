@@ -134,7 +134,8 @@ def measure_int8(subject: Subject, line: Line, fp32_form: str) -> dict[str, Any]
     begun = time.perf_counter()
     built = build(subject, line, recipe)
     build_s = time.perf_counter() - begun
-    ratio = prepared.time(built, subject.engine.build_float(prepared.source, fp32_form), BUDGET).ratio
+    fp32 = subject.engine.build_float(prepared.source, fp32_form)
+    ratio = prepared.time(built.model, fp32.model, BUDGET).ratio
     return {
         "accuracy": subject.eval_fn(built.model),
         "ratio": [ratio, ratio.low, ratio.high],

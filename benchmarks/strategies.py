@@ -133,7 +133,9 @@ def measured(name: str, threads: int) -> Problem:
         if not report["feasible"]:
             return float(report["latency_ratio"])
         if recipe.digest not in times:
-            times[recipe.digest] = float(prepared.time(engine.build(prepared.source, recipe), fp32, LONG).ratio)
+            times[recipe.digest] = float(
+                prepared.time(engine.build(prepared.source, recipe).model, fp32.model, LONG).ratio
+            )
             times_path.write_text(json.dumps(times))
         return times[recipe.digest]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ __all__ = [
     "available",
     "check",
     "get",
+    "offering",
+    "usable",
     "with_approaches",
 ]
 
@@ -92,6 +94,10 @@ class Capabilities:
         """Whether the input of a call may be divided by scales."""
         own = call.module != "" and call.name.partition("#")[0] == call.module
         return self.smooths is None or (own and call.module_type in self.smooths)
+
+    def may_smooth_group(self, graph: ModelGraph, group: str) -> bool:
+        """Whether the input that a group of calls shares may be divided by scales."""
+        return all(self.may_smooth(graph[call]) for call in graph.groups[group].calls)
 
     def why_not(self, op: OpType, config: OpConfig) -> str:
         """Say why a kind of call can't run under a configuration; "" if it can."""
@@ -289,7 +295,7 @@ def get(name: str) -> Backend:
     """
     if name not in BACKENDS:
         raise OptionError(unknown("backend", name, BACKENDS))
-    engine: Backend = importlib.import_module(BACKENDS[name]).Engine()
+    engine = _engine(name)
     reason = engine.unavailable_because()
     if reason:
         raise BackendError(f"backend {name!r} can't run here: {reason}")
@@ -298,17 +304,35 @@ def get(name: str) -> Backend:
 
 def with_approaches(approaches: Iterable[Approach]) -> list[str]:
     """Return the names of the backends that have one of these approaches on this CPU, installed or not."""
-    engines = [importlib.import_module(module).Engine() for module in BACKENDS.values()]
-    return [engine.name for engine in engines if set(approaches) & engine.capabilities().approaches]
+    return [engine.name for engine in map(_engine, BACKENDS) if set(approaches) & engine.capabilities().approaches]
+
+
+def usable(names: Iterable[str]) -> Iterator[Backend]:
+    """Yield those of some backends that can run here."""
+    return (engine for engine in map(_engine, names) if engine.unavailable_because() is None)
 
 
 def available(names: Sequence[str] = PREFERRED) -> Backend:
     """Return the first of some backends that can run here."""
-    for name in names:
-        engine: Backend = importlib.import_module(BACKENDS[name]).Engine()
-        if engine.unavailable_because() is None:
-            return engine
+    for engine in usable(names):
+        return engine
     raise BackendError(f"no backend can run here; tried {', '.join(names)}.")
+
+
+def offering(form: str, engine: Backend) -> Backend:
+    """Return the backend itself if it has a float form, else one that has it and can run here.
+
+    Raises:
+        BackendError: none has.
+    """
+    if form in engine.float_forms():
+        return engine
+    return available([name for name in BACKENDS if form in _engine(name).float_forms()])
+
+
+def _engine(name: str) -> Backend:
+    engine: Backend = importlib.import_module(BACKENDS[name]).Engine()
+    return engine
 
 
 def check(recipe: Recipe, source: Source, capabilities: Capabilities) -> None:

@@ -34,6 +34,7 @@ from raysq.prepared import Prepared, as_call, prepare, resolve
 from raysq.quantized import Quantized
 from raysq.recipe import Recipe
 from raysq.result import Result
+from raysq.rivals import AUTO
 from raysq.space import SearchSpace
 from raysq.switches import Switches, read_switches
 
@@ -90,7 +91,9 @@ def tune(
         higher_is_better: False for losses and the like.
         strategy: a name from `raysq.strategies`, or a Ray Tune searcher.
         strategy_kwargs: arguments of a named strategy.
-        backend: "ipex", "onednn", "openvino" or "reference"; None takes the first of these that can run here.
+        backend: "ipex", "onednn", "openvino" or "reference"; None takes the first of these that can run here. "auto"
+            searches on the one with the cheapest builds that fits the model, tries the best recipes on all, and takes
+            the fastest that meets the goal; `Result.backends` has each.
         approach: "static", "dynamic", "auto" (static or dynamic per call), "weight_only", or "qat": static, of the
             model that `train_fn` has trained under the default recipe.
         max_trials: trials at most, those of a resumed run included, >= 1.
@@ -179,10 +182,10 @@ def tune(
     try:
         from raysq.journal import Entry, Header, Journal
         from raysq.trained import searched, train_once, with_last_resort
-        from raysq.tuning import runner
+        from raysq.tuning import live, runner
         from raysq.warm_start import gather
 
-        given = prepared
+        given, say = prepared, live.said(verbose)
         if train_fn is not None and approach == qat.QAT:
             default = given.space.default()
             prepared = searched(given, train_once(given, default, train_fn, path.parent, again=resume is None))
@@ -216,8 +219,8 @@ def tune(
                 verbose=verbose,
             )
         if train_fn is not None and approach != qat.QAT and not any(trial.feasible for trial in trials):
-            return with_last_resort(job, engine, trials, path, train_fn)
-        return conclude(job, engine, trials, path)
+            return with_last_resort(job, engine, trials, path, train_fn, say)
+        return conclude(job, engine, trials, path, say)
     finally:
         torch.set_num_threads(threads)
 
@@ -257,6 +260,8 @@ def quantize(
     qat.check(approach, train_fn, searching=False)
     if recipe is not None and switches:
         raise OptionError("`switches` are about the default recipe, and would have no effect on the one that is given.")
+    if backend == AUTO:
+        raise OptionError('backend="auto" compares backends, as `raysq.tune` does. Name one, or leave it out.')
     prepared = prepare(
         model,
         calib,

@@ -12,6 +12,7 @@ from raysq import evaluation
 from raysq.errors import BackendError, EvaluationError
 from raysq.goal import Goal, Objective
 from raysq.inspection import same_outputs
+from raysq.kernels import base
 from raysq.latency import Timing
 from raysq.options import Latency
 from raysq.result import Baseline
@@ -30,7 +31,7 @@ RTOL = 1e-3  # of the largest output: fp32 kernels differ in the order of their 
 def measure(
     prepared: Prepared, engine: Backend, model: Any, eval_fn: evaluation.EvalFn, goal: Goal, latency: Latency
 ) -> Baseline:
-    """Score the model as it was given, and find the fastest float forms that the backend has of it.
+    """Score the model as it was given, and find the fastest float forms that the backend and its rivals have of it.
 
     Forms are built one at a time; at most two are alive, the fastest so far and its challenger. An fp32 form
     must compute what the model computes; bf16 forms are scored with `eval_fn`.
@@ -56,12 +57,13 @@ def measure(
     for found in filter(None, (score, confirm)):
         evaluation.loss(found, found.value, found.metrics, goal)  # a 0 allows no relative loss: say so before any work
     contest = _Contest(prepared, engine, latency)
-    forms = engine.float_forms()
+    rivals = map(base.get, prepared.rivals)
+    forms = list(dict.fromkeys(form for each in (engine, *rivals) for form in each.float_forms()))
     champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
     if Objective.MEMORY in goal.objectives:
         prepared.memory_growth(champion)  # a system that can't tell says so before any trial
-    rivals = [contest.bf16(form, champion, eval_fn, goal) for form in forms if BF16 in form]
-    best = min((r for r in rivals if r is not None), key=lambda r: r[0].ratio, default=None)
+    in_bf16 = [contest.bf16(form, champion, eval_fn, goal) for form in forms if BF16 in form]
+    best = min((r for r in in_bf16 if r is not None), key=lambda r: r[0].ratio, default=None)
     return Baseline(
         accuracy=score.value,
         metrics=score.metrics,
@@ -121,7 +123,7 @@ class _Contest:
         except EvaluationError as exc:
             self.dropped[form] = str(exc)
             return None
-        timing = self.prepared.time(built, champion, self.latency)
+        timing = self.prepared.time(built.model, champion.model, self.latency)
         self.forms_ms[form] = timing.candidate_ms
         return timing, accuracy
 
@@ -133,7 +135,7 @@ class _Contest:
         if not same_outputs(outputs(built.model, source.args, source.kwargs), expected, RTOL):
             self.dropped[form] = f"its output differs from the model's by more than {RTOL:g} of the largest value"
             return champion
-        timing = self.prepared.time(built, champion or built, self.latency)
+        timing = self.prepared.time(built.model, (champion or built).model, self.latency)
         self.forms_ms[form] = timing.candidate_ms
         if champion is not None and timing.ratio >= 1:
             return champion
@@ -143,7 +145,7 @@ class _Contest:
     def build(self, form: str) -> BuiltModel | None:
         """Return a form, or None where it can't be built."""
         try:
-            return self.engine.build_float(self.prepared.source, form)
+            return base.offering(form, self.engine).build_float(self.prepared.source, form)
         except Exception as exc:  # noqa: BLE001  # a compiler may raise anything; the other forms remain
             self.dropped[form] = f"{type(exc).__name__}: {exc}"
             return None

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysq import evaluation, fingerprint
-from raysq.baseline import outputs
+from raysq import evaluation
 from raysq.errors import EvaluationError, NoFeasibleRecipe
+from raysq.finalists import Finalist, Finals, Standing
 from raysq.goal import Goal
-from raysq.latency import Timing
+from raysq.kernels import base
 from raysq.result import Baseline, Confirmation, Result, TrialRecord
 
 if TYPE_CHECKING:
     from raysq.job import Job
-    from raysq.kernels.base import Backend, BuiltModel
+    from raysq.kernels.base import Backend
+    from raysq.tuning.live import Say
 
 __all__ = ["conclude"]
 
@@ -25,25 +26,18 @@ FINALISTS = 3  # the best of many noisy timings is partly the luckiest: a few ar
 CONFIRMED_AT_MOST = 5  # recipes; the best of many on the second split would be as optimistic as on the first
 
 
-@dataclass(frozen=True)
-class _Finalist:
-    """A trial, built and measured in this process; its record has the latency ratio and the loss found here."""
-
-    trial: TrialRecord
-    built: BuiltModel
-    timing: Timing
-
-
 def conclude(
     job: Job,
     engine: Backend,
     trials: Sequence[TrialRecord],
     journal: Path,
+    say: Say = lambda text: None,
 ) -> Result:
     """Return the finalist of the lowest cost that meets the goal, on the goal's split for confirmation too.
 
     A finalist whose score is an estimate, or whose outputs are not those that the worker saw (another CPU), is scored
     whole. Where none then holds, other feasible trials are tried, as are five in all where none is confirmed.
+    What holds is tried on the rivals of the backend too, where there are any.
 
     Raises:
         NoFeasibleRecipe: none meets the goal, or none is confirmed; its `result` is the closest.
@@ -53,29 +47,10 @@ def conclude(
     if not scored:
         reasons = "; ".join(sorted({t.reason for t in trials if t.reason})[:3])
         raise EvaluationError(f"no trial could be scored. {reasons or 'The search ended before its first trial.'}")
-    prepared, baseline, goal, source = job.prepared, job.baseline, job.goal, job.prepared.source
-    reference = engine.build_float(source, baseline.form)
-    final = replace(job.latency, budget_s=job.latency.final_budget_s, ci_width=job.latency.ci_width / 2)
+    prepared, baseline, goal = job.prepared, job.baseline, job.goal
+    finals = Finals(job, engine)
 
-    def measured(trial: TrialRecord) -> _Finalist:
-        built = engine.build(source, trial.recipe)
-        digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
-        if trial.estimated or digest != trial.digest:
-            score = evaluation.evaluate(job.eval_fn, built.model, goal)
-            loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
-            trial = replace(
-                trial,
-                accuracy=score.value,
-                accuracy_drop=loss.drop,
-                worst_drop=loss.worst_drop,
-                items_scored=score.n,
-                items=score.n,
-                drop_std=0.0,
-            )
-        timing = prepared.time(built, reference, final)
-        return _Finalist(trial.at(timing.ratio), built, timing)
-
-    def result(best: _Finalist, feasible: bool, confirmation: Confirmation | None = None) -> Result:
+    def result(best: Finalist, feasible: bool, confirmation: Confirmation | None = None) -> Result:
         return Result(
             model=best.built.model,
             built=best.built,
@@ -88,17 +63,20 @@ def conclude(
             feasible=feasible,
             trials=tuple(trials),
             executed=best.built.executed,
-            left_in_float={**prepared.left_in_float, **best.built.left_in_float},
+            left_in_float={**prepared.left_in_float, **best.left_in_float, **best.built.left_in_float},
             journal=journal,
             objectives=goal.front,
             confirmation=confirmation,
             environment={**prepared.environment, "inputs": prepared.timed_inputs},
+            backends=standings,
         )
 
+    standings: tuple[Standing, ...] = ()
     ordered = sorted((t for t in trials if t.feasible and t.ratio is not None), key=goal.cost)
     finalists = _finalists(ordered, goal) or [min(scored, key=lambda t: t.loss)]
-    ranked = sorted(map(measured, finalists), key=lambda f: goal.cost(f.trial))
-    others = (f for f in map(measured, (t for t in ordered if t not in finalists)) if goal.holds(f.trial.loss))
+    say(f"the best {len(finalists)} are built and timed once more")
+    ranked = sorted(map(finals.measured, finalists), key=lambda f: goal.cost(f.trial))
+    others = (f for f in map(finals.measured, (t for t in ordered if t not in finalists)) if goal.holds(f.trial.loss))
     holding = [f for f in ranked if goal.holds(f.trial.loss)] or list(islice(others, 1))
     if not holding:
         closest = min(ranked, key=lambda f: f.trial.loss)
@@ -107,6 +85,8 @@ def conclude(
             "is in this error's `result`. Allow a larger tolerance, or more trials.",
             result(closest, feasible=False),
         )
+    if prepared.rivals:
+        standings, holding = _contested(finals, holding, ordered, prepared.rivals, goal, say)
     if goal.confirm is None:
         return result(holding[0], feasible=True)
     best, confirmation = _confirmed(chain(holding, others), goal, baseline)
@@ -120,15 +100,42 @@ def conclude(
     return result(best, feasible=True, confirmation=confirmation)
 
 
+def _contested(
+    finals: Finals,
+    holding: Sequence[Finalist],
+    ordered: Sequence[TrialRecord],
+    rivals: Sequence[str],
+    goal: Goal,
+    say: Say,
+) -> tuple[tuple[Standing, ...], list[Finalist]]:
+    """Return how each backend does with the recipes that hold, and these with what the rivals made of them, by cost.
+
+    They also get the feasible trial with the most calls in int8: what is slow on one may be fast on another.
+    """
+    trials = [*(f.trial for f in holding), max(ordered, key=lambda t: t.int8_calls)]
+    standings, best = [holding[0].standing(holds=True)], list(holding)
+    say(f"backend {standings[0]}")
+    for rival in rivals:
+        found = finals.carried(trials, base.get(rival))
+        if isinstance(found, Finalist):
+            best.append(found)
+            found = found.standing(holds=True)
+        standings.append(found)
+        say(f"backend {found}")
+    standings.append(finals.compiled())
+    say(str(standings[-1]))
+    return tuple(standings), sorted(best, key=lambda f: goal.cost(f.trial))
+
+
 def _finalists(ordered: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
     """Return those of the feasible trials, ordered by cost, that may each be the best: the first few of them."""
     return [t for t in ordered if t.ratio and goal.cost(t.at(t.ratio.low)) <= goal.cost(ordered[0])][:FINALISTS]
 
 
-def _confirmed(candidates: Iterable[_Finalist], goal: Goal, baseline: Baseline) -> tuple[_Finalist, Confirmation]:
+def _confirmed(candidates: Iterable[Finalist], goal: Goal, baseline: Baseline) -> tuple[Finalist, Confirmation]:
     """Return the first candidate that holds on the split that confirms, or else the closest of those tried."""
     assert baseline.confirm_accuracy is not None and baseline.confirm_metrics is not None  # measured with the goal
-    tried: list[tuple[_Finalist, Confirmation]] = []
+    tried: list[tuple[Finalist, Confirmation]] = []
     for finalist in islice(candidates, CONFIRMED_AT_MOST):
         score = evaluation.confirm(finalist.built.model, goal)
         loss = evaluation.loss(score, baseline.confirm_accuracy, baseline.confirm_metrics, goal)

@@ -25,9 +25,10 @@ from raysq.observation import observe
 from raysq.options import Latency, Smoothing, is_whole
 from raysq.probing import probe
 from raysq.recipe import Precision
+from raysq.rivals import AUTO, CHEAPEST_FIRST, seeded
 from raysq.sensitivities import MSE, rank
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
-from raysq.space import SearchSpace, build_space
+from raysq.space import APPROACHES, SearchSpace, build_space
 from raysq.switches import Switches, read_switches, with_switches
 
 __all__ = ["MACHINE", "Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
@@ -52,6 +53,7 @@ class Prepared:
         fingerprints: digests of "model" and "calibration".
         left_in_float: call or function, and why it stays in float in every recipe.
         build_s: seconds that building the default recipe took; 0 where nothing was built.
+        rivals: names of further backends, which the best recipes are tried on.
     """
 
     source: Source
@@ -64,6 +66,7 @@ class Prepared:
     fingerprints: Mapping[str, str]
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     build_s: float = 0.0
+    rivals: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -76,11 +79,11 @@ class Prepared:
         leaves = tree_leaves((self.latency_args, self.latency_kwargs))
         return [f"{t.dtype} {tuple(t.shape)}" for t in leaves if isinstance(t, Tensor)]
 
-    def time(self, candidate: BuiltModel, reference: BuiltModel, latency: Latency) -> Timing:
-        """Time two builds of the model in turn, as it will be deployed."""
+    def time(self, candidate: Callable[..., Any], reference: Callable[..., Any], latency: Latency) -> Timing:
+        """Time two forms of the model in turn, as it will be deployed."""
         return pair(
-            candidate.model,
-            reference.model,
+            candidate,
+            reference,
             args=self.latency_args,
             kwargs=self.latency_kwargs,
             num_threads=self.num_threads,
@@ -150,7 +153,10 @@ def prepare(
     smooth = switches.get("smooth_quant")
     if smooth is not None and smoothing is not None and smooth == (smoothing is False):
         raise OptionError(f"`smoothing`={smoothing!r} and switch 'smooth_quant' contradict each other. Leave one out.")
-    engine = base.get(backend) if backend else base.available()
+    if backend == AUTO:
+        engines = list(base.usable(CHEAPEST_FIRST)) or [base.available()]
+    else:
+        engines = [base.get(backend) if backend else base.available()]
     if calib is None and (approach not in UNCALIBRATED or example_inputs is None):
         raise CalibrationError(
             '`calib` may be None for approach="dynamic" and approach="weight_only" with `example_inputs` only.'
@@ -162,6 +168,7 @@ def prepare(
         first, batches = peek(batches)
         args, kwargs = as_call(example_inputs) if example_inputs is not None else (first.args, first.kwargs)
     copy, graph = deployable(model, args, kwargs)
+    engine, *rivals = seeded(engines, graph, APPROACHES.get(approach, ()))
     capabilities = engine.capabilities()
     if isinstance(space, SearchSpace):
         searched = space
@@ -199,6 +206,7 @@ def prepare(
     return Prepared(
         source=source,
         engine=engine.name,
+        rivals=tuple(rival.name for rival in rivals),
         capabilities=capabilities,
         space=searched,
         latency_args=latency_args,
@@ -220,11 +228,7 @@ def _smoothed(
     else:
         alphas = {} if smoothing is False else advised_alphas(source, default)
     everywhere = smoothing.alpha if isinstance(smoothing, Smoothing) and isinstance(smoothing.alpha, tuple) else ()
-    groups = [
-        name
-        for name in smoothable(source.graph, default)
-        if all(map(capabilities.may_smooth, (source.graph[call] for call in source.graph.groups[name].calls)))
-    ]
+    groups = [n for n in smoothable(source.graph, default) if capabilities.may_smooth_group(source.graph, n)]
     alphas = {name: alpha for name, alpha in alphas.items() if name in groups}
     model = ModelChoices.of(source.graph, groups, alphas, everywhere, capabilities.transforms)
     return replace(space, model=model)

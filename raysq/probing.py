@@ -1,4 +1,4 @@
-"""Builds the default recipe once, to find the calls whose int8 kernels are missing, fail, crawl or err."""
+"""Builds a recipe once, to find the calls whose int8 kernels are missing, fail, crawl or err."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from raysq.space import SearchSpace
 if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel, Source
 
-__all__ = ["Probe", "crawls", "probe"]
+__all__ = ["Probe", "Settled", "crawls", "probe", "settled"]
 
 log = logging.getLogger("raysq")
 
@@ -57,16 +57,43 @@ def probe(space: SearchSpace, source: Source, engine: Backend) -> Probe:
     Raises:
         BackendError: not even one kind of call can be built in int8.
     """
+    found = settled(space.default(), source, engine)
+    left = {**found.left_in_float, **unfused(found.built)}
+    if any(c.is_int8 for name, configs in space.options.items() if name not in left for c in configs):
+        return Probe(space.without_int8(left), left, found.build_s)
+    return Probe(space, {}, found.build_s)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A recipe without the kinds of calls that don't work in int8, built.
+
+    Attributes:
+        recipe: what is left of it.
+        built: the build.
+        build_s: seconds that it took.
+        left_in_float: the calls that are in float instead, and why.
+    """
+
+    recipe: Recipe
+    built: BuiltModel
+    build_s: float
+    left_in_float: Mapping[str, str]
+
+
+def settled(recipe: Recipe, source: Source, engine: Backend) -> Settled:
+    """Build a recipe; take int8 from kinds of calls that fail, crawl or err.
+
+    Raises:
+        BackendError: not even one kind of call can be built in int8.
+    """
     left: dict[str, str] = {}
-    recipe, built, build_s = _buildable(space.default(), source, engine, left)
+    recipe, built, build_s = _buildable(recipe, source, engine, left)
     if engine.name != REFERENCE:
         for fails, reason in ((_crawls, CRAWLS), (_errs, ERRS)):
             if fails(built, source, recipe):
                 recipe, built = _exonerated(recipe, built, source, engine, left, fails, reason)
-    left |= unfused(built)
-    if any(c.is_int8 for name, configs in space.options.items() if name not in left for c in configs):
-        return Probe(space.without_int8(left), left, build_s)
-    return Probe(space, {}, build_s)
+    return Settled(recipe, built, build_s, left)
 
 
 def crawls(forward: Callable[[], object], source: Source) -> bool:

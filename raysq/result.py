@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from raysq.finalists import Standing
     from raysq.kernels.base import BuiltModel
     from raysq.scores import Units
 
@@ -254,6 +255,8 @@ class Result:
         confirmation: how it did on `Goal.confirm`; None where the goal has none, or nothing met it.
         environment: what it was timed on and with: "cpu", "isa", "threads", "governor" (of the frequency, None where
             the system doesn't tell), "inputs" (type and shape of each tensor).
+        backends: with `backend="auto"`, what the best recipe is on each backend, the one that was searched on first;
+            `pandas.DataFrame(result.backends)` shows them as a table.
     """
 
     model: torch.nn.Module
@@ -272,6 +275,12 @@ class Result:
     objectives: tuple[Objective, ...] = (Objective.LATENCY, Objective.ACCURACY)
     confirmation: Confirmation | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    backends: tuple[Standing, ...] = ()
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that the model runs on."""
+        return self.built.backend
 
     @property
     def speedup(self) -> float:

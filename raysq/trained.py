@@ -23,6 +23,7 @@ from raysq.space import SearchSpace
 if TYPE_CHECKING:
     from raysq.job import Job
     from raysq.kernels.base import Backend, Source
+    from raysq.tuning.live import Say
 
 __all__ = ["LABEL", "searched", "train_once", "with_last_resort"]
 
@@ -110,6 +111,7 @@ def with_last_resort(
     trials: Sequence[TrialRecord],
     journal: Path,
     train_fn: qat.TrainFn,
+    say: Say = lambda text: None,
 ) -> Result:
     """Conclude a search in which nothing passed: train under the closest recipe, and take that if it is closer.
 
@@ -122,9 +124,9 @@ def with_last_resort(
     """
     scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
     if not scored:
-        return conclude(job, engine, trials, journal)
+        return conclude(job, engine, trials, journal, say)
     closest = min(scored, key=lambda t: t.loss)
-    log.info("nothing met the goal: training under the closest recipe, which loses %.4g", closest.loss)
+    say(f"nothing met the goal: training under the closest recipe, which loses {closest.loss:.4g}")
     source = train_once(job.prepared, closest.recipe, train_fn, journal.parent)
     only = SearchSpace(source.graph, {n: (c,) for n, c in qat.plain(closest.recipe).ops.items()})
     trained = replace(job, prepared=replace(job.prepared, source=source, space=only))
@@ -133,7 +135,7 @@ def with_last_resort(
     of, concluded = (trained, [trial]) if better else (job, trials)
     every = (*trials, trial)
     try:
-        result = conclude(of, engine, concluded, journal)
+        result = conclude(of, engine, concluded, journal, say)
     except NoFeasibleRecipe as exc:
         result = replace(exc.result, trials=every)
         if result.confirmation is not None:

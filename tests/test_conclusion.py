@@ -77,6 +77,9 @@ class Engine:
         self.models = {recipe(model.number): model for model in models}
         self.built = []
 
+    def float_forms(self):
+        return (BASELINE.form,)
+
     def build_float(self, source, form):
         return self._built(None)
 
@@ -89,14 +92,15 @@ class Engine:
 
 
 def concluded(models, goal, trials=None, eval_fn=lambda model: model.accuracy, engine=None):
-    def time(built, reference, latency):
-        ratio = built.model.ratio
+    def time(model, reference, latency):
+        ratio = model.ratio
         return Timing(ratio, 1.0, Ratio(ratio, ratio - 0.01, ratio + 0.01), ())
 
     prepared = SimpleNamespace(
         source=SimpleNamespace(args=EXAMPLE, kwargs={}),
         time=time,
         left_in_float={},
+        rivals=(),
         environment=MACHINE,
         timed_inputs=["torch.float32 (1,)"],
     )

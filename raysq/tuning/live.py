@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.live import Live
@@ -14,7 +15,9 @@ from rich.table import Table
 from raysq.goal import Goal
 from raysq.result import Baseline, Status, TrialRecord
 
-__all__ = ["Progress", "line", "opening", "shown", "table"]
+__all__ = ["Progress", "Say", "line", "opening", "said", "shown", "table"]
+
+Say = Callable[[str], None]
 
 REFRESH_PER_S = 1  # the driver shares its cores with the trials
 
@@ -123,9 +126,17 @@ def shown(progress: Progress, verbose: int, console: Console | None = None) -> I
     if not verbose:
         yield lambda record: None
         return
-    console.print(opening(progress), markup=False, highlight=False, soft_wrap=True)
+    say = said(verbose, console)
+    say(opening(progress))
     if console.is_terminal:
         with Live(get_renderable=lambda: table(progress), console=console, refresh_per_second=REFRESH_PER_S):
             yield lambda record: None
     else:
-        yield lambda record: console.print(line(progress, record), markup=False, highlight=False, soft_wrap=True)
+        yield lambda record: say(line(progress, record))
+
+
+def said(verbose: int, console: Console | None = None) -> Say:
+    """Return what writes one line for a person to read, to standard error by default; nothing where verbose is 0."""
+    if not verbose:
+        return lambda text: None
+    return partial((console or Console(stderr=True)).print, markup=False, highlight=False, soft_wrap=True)

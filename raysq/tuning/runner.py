@@ -18,7 +18,7 @@ from raysq.journal import Entry, Journal, WarmStart
 from raysq.options import Workers
 from raysq.result import TrialRecord
 from raysq.tuning.conductor import NOTHING, Conductor
-from raysq.tuning.live import Progress, shown
+from raysq.tuning.live import Progress, said, shown
 from raysq.tuning.recorder import Recorder
 from raysq.tuning.stopper import AccuracyConstraintStopper
 from raysq.tuning.trial import bound, cpus_per_trial
@@ -115,7 +115,7 @@ def run(
             )
             with suppress(KeyboardInterrupt):
                 tuner.fit()
-    log.info("the search ended: %s", conductor.ended or "interrupted, or out of time")
+    said(verbose)(f"the search ended: {conductor.ended or 'interrupted, or out of time'}")
     return [*known, *progress.records]
 
 

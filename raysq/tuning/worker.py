@@ -20,6 +20,7 @@ from raysq import evaluation, fingerprint, memory
 from raysq.baseline import outputs
 from raysq.errors import BackendError
 from raysq.goal import Objective
+from raysq.kernels import base
 from raysq.prediction import predicted_ratio
 from raysq.prepared import machine
 from raysq.probing import crawls
@@ -181,7 +182,7 @@ class Worker:
         with self._turns.shared():
             reference = self._reference
         with self._clock("timing_s"), self._turns.alone():
-            timing = job.prepared.time(candidate, reference, job.latency)
+            timing = job.prepared.time(candidate.model, reference.model, job.latency)
         self._report |= {
             "latency_ratio": float(timing.ratio),
             "latency_ratio_low": timing.ratio.low,
@@ -204,7 +205,8 @@ class Worker:
     def _reference(self) -> BuiltModel:
         """The fastest fp32 form, built once."""
         if self._reference_model is None:
-            self._reference_model = self._engine.build_float(self._job.prepared.source, self._job.baseline.form)
+            source, form = self._job.prepared.source, self._job.baseline.form
+            self._reference_model = base.offering(form, self._engine).build_float(source, form)
         return self._reference_model
 
     @contextmanager
