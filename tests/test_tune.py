@@ -611,3 +611,14 @@ def test_replaying_a_journal_gives_the_same_suggestions(strategy: str, tune: Any
         suggestion = conductor.suggest(str(entry.record.trial))
         assert prepared.space.recipe(flatten(suggestion)) == entry.record.recipe
     assert len(entries) >= 5
+
+
+def test_all_backends_are_tried_and_the_fastest_that_holds_is_shipped(tune: Any, tmp_path: Path) -> None:
+    result = tune(mlp(), lambda model: 1.0, backend="auto")
+    ran = [standing for standing in result.backends if standing.holds]
+    assert result.backends[-1].backend == "torch.compile" and not result.backends[-1].holds
+    assert {"onednn", "ipex"} <= {standing.backend for standing in result.backends}, result.backends
+    fastest = min(ran, key=lambda standing: standing.latency_ratio)
+    assert (result.backend, result.latency_ratio) == (fastest.backend, fastest.latency_ratio)
+    result.save(tmp_path)
+    assert torch.equal(raysq.load(tmp_path)(X), result.model(X))
