@@ -11,7 +11,7 @@ from raysq.description import family
 from raysq.errors import CalibrationError, ModelError
 from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import MSE, Fisher
-from raysq.strategies.base import BARRIER, Barrier, History, Proposal, Strategy
+from raysq.strategies.base import BARRIER, History, Proposal, Steps, Strategy
 from raysq.strategies.bisection import bisected, shrunk
 from raysq.strategies.following import follow, teach
 from raysq.strategies.moves import (
@@ -30,8 +30,6 @@ from raysq.switches import free_switches
 from raysq.transfer import within
 
 __all__ = ["Auto"]
-
-Steps = Iterator[Proposal | Barrier]
 
 FOUND = "found"  # the ranking that starts with the calls that the best recipe has in float
 FEW = 4  # float calls that TPE may try even where the best recipe has none

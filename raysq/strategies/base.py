@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raysq.op_times import OpTimes
     from raysq.sensitivities import Sensitivity
 
-__all__ = ["BARRIER", "History", "Proposal", "Strategy"]
+__all__ = ["BARRIER", "History", "Proposal", "Steps", "Strategy"]
 
 METRIC = "latency_ratio"
 MAX_DUPLICATES = 50  # as many proposals in a row that were made before: the strategy has nothing new to say
@@ -48,6 +48,7 @@ class Barrier(Enum):
 
 
 BARRIER: Final = Barrier.WAIT
+Steps = Iterator[Proposal | Barrier]
 
 Costs = Callable[["Sensitivity", Recipe, "Sequence[str] | None", Collection[str]], dict[str, float]]
 
@@ -146,7 +147,7 @@ class Strategy(Searcher):
         self._reset()
 
     @abstractmethod
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield proposals and barriers; returning ends the search.
 
         Run once per search, and only as far as proposals are wanted: with n slots up to n proposals are running
@@ -155,7 +156,7 @@ class Strategy(Searcher):
         same results must give the same proposals.
         """
 
-    def traverse(self, history: History) -> Iterator[Proposal | Barrier]:
+    def traverse(self, history: History) -> Steps:
         """Yield the proposals of the whole search: those of `next_recipe`.
 
         Override it to go through `next_recipe` in another way: several times, interleaved with another strategy, or
@@ -244,7 +245,7 @@ class Strategy(Searcher):
 
     def _reset(self) -> None:
         self.history = History(self.goal)
-        self._proposals: Iterator[Proposal | Barrier] | None = None
+        self._proposals: Steps | None = None
         self._running: dict[str, Proposal] = {}
         self._known: set[str] = set()
         self._waiting = False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import ClassVar
 
 from raysq.recipe import Recipe
 from raysq.strategies import stages
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import Barrier, History, Proposal, Steps, Strategy
 from raysq.strategies.fallback import (
     Blocks,
     accumulated,
@@ -24,8 +24,6 @@ from raysq.strategies.stages import together
 from raysq.switches import free_switches
 
 __all__ = ["Basic"]
-
-Steps = Iterator[Proposal | Barrier]
 
 
 class Basic(Strategy):

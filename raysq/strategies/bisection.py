@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from raysq.recipe import Precision, Recipe
 from raysq.space import SearchSpace
-from raysq.strategies.base import BARRIER, Barrier, History, Proposal
+from raysq.strategies.base import BARRIER, History, Proposal, Steps
 from raysq.strategies.moves import float_precisions, in_float, in_int8, other_values, rankings, with_feature
 
 __all__ = ["bisected", "shrunk"]
-
-Steps = Iterator[Proposal | Barrier]
 
 PRUNE_FROM = 2  # float calls from which on only the ranking that lost least so far is climbed further
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import ClassVar
 
 from raysq.features import group_of
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import History, Proposal, Steps, Strategy
 from raysq.strategies.moves import float_precisions, in_float, in_int8
 from raysq.strategies.stages import together
 
@@ -30,7 +29,7 @@ class Conservative(Strategy):
 
     name: ClassVar[str] = "conservative"
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield one recipe per type, each after the last one ended."""
         space, default = self.space, self.space.default()
         members: dict[str, list[str]] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from typing import ClassVar
 
 from raysq.space import SearchSpace
-from raysq.strategies.base import Barrier, History, Proposal
+from raysq.strategies.base import History, Proposal, Steps
 from raysq.strategies.sampled import Sampled
 
 __all__ = ["Exhaustive"]
@@ -27,7 +26,7 @@ class Exhaustive(Sampled):
 
     name: ClassVar[str] = "exhaustive"
 
-    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+    def sample(self, space: SearchSpace, history: History) -> Steps:
         """Yield all recipes, each once: points that differ only in what no call has give the same one."""
         seen: set[str] = set()
         names = [dimension.name for dimension in space.dimensions]

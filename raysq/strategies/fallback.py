@@ -12,7 +12,7 @@ from raysq.graph import Call, ModelGraph
 from raysq.recipe import Precision, Recipe
 from raysq.result import Status
 from raysq.space import SearchSpace
-from raysq.strategies.base import Barrier, History, Proposal
+from raysq.strategies.base import History, Proposal, Steps
 from raysq.strategies.moves import float_precisions, in_float
 from raysq.strategies.stages import Stage, together
 
@@ -117,7 +117,7 @@ def accumulated(
     calls: Sequence[str],
     until: int,
     order: str,
-) -> Iterator[Proposal | Barrier]:
+) -> Steps:
     """Put ever more calls in float until a recipe passes: one by one, or by bisection where trials are short.
 
     Args:
@@ -151,7 +151,7 @@ def accumulated(
 
 def in_order(
     space: SearchSpace, history: History, base: Recipe, order: Sequence[str], max_trials: int, name: str
-) -> Iterator[Proposal | Barrier]:
+) -> Steps:
     """Put ever more calls in float until a recipe passes, in each float type that the space offers.
 
     Args:

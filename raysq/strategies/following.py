@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -12,7 +12,7 @@ from raysq.errors import SpaceError
 from raysq.goal import Goal
 from raysq.result import Status, TrialRecord
 from raysq.space import SearchSpace
-from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, Barrier, History, Proposal
+from raysq.strategies.base import BARRIER, MAX_DUPLICATES, METRIC, History, Proposal, Steps
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.tuning.records import to_result
 
@@ -27,7 +27,7 @@ def follow(
     history: History,
     label: str,
     view: Callable[[TrialRecord], dict[str, Any]] = to_result,
-) -> Iterator[Proposal | Barrier]:
+) -> Steps:
     """Yield what a searcher suggests until it ends, has suggested all there is, or nothing new many times in a row.
 
     What was tried before is answered from the history at once.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from raysq.errors import OptionError
 from raysq.sensitivities import HAWQv2, rank
 from raysq.sensitivities.loss import Loss, check_labels
 from raysq.sensitivities.simulation import kept_items
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import History, Steps, Strategy
 from raysq.strategies.fallback import in_order
 from raysq.strategies.stages import model_wise
 
@@ -54,7 +53,7 @@ class HAWQv2Order(Strategy):
         if self.source is not None and self._costs is None:
             check_labels(kept_items(self.source, self.name), self.name)
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield the default, then the fallback."""
         base = yield from model_wise(self.space, history, FEW, self.max_trials)
         if history.best is None:

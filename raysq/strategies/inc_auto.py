@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import History, Proposal, Steps, Strategy
 from raysq.strategies.basic import Basic
 from raysq.strategies.conservative import Conservative
 from raysq.strategies.fallback import Blocks
@@ -33,7 +32,7 @@ class IncAuto(Strategy):
         super().__init__()
         self._parts: tuple[Strategy, ...] = (Conservative(), Basic(blocks))
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield the default, then what each strategy proposes that knows what came before."""
         yield from together([Proposal(self.space.default(), "default")], history, self.max_trials)
         for part in self._parts:

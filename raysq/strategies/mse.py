@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from raysq.sensitivities import MSE, rank
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import History, Steps, Strategy
 from raysq.strategies.fallback import in_order
 from raysq.strategies.stages import model_wise
 
@@ -28,7 +27,7 @@ class MSEOrder(Strategy):
 
     name: ClassVar[str] = "mse"
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield the ways, then the fallback."""
         base = yield from model_wise(self.space, history, FEW, self.max_trials)
         if history.best is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import ClassVar
 
 from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import rank
 from raysq.sensitivities.mse_v2 import MSEv2
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import Barrier, History, Proposal, Steps, Strategy
 from raysq.strategies.fallback import candidates, turns
 from raysq.strategies.moves import in_float
 from raysq.strategies.stages import model_wise, together
@@ -41,7 +41,7 @@ class MSEv2Order(Strategy):
         self._sensitivity = MSEv2(confidence_batches)
         super().__init__()
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield the ways, the fallback, and the reverts."""
         base = yield from model_wise(self.space, history, FEW, self.max_trials)
         if history.best is not None:
@@ -69,9 +69,7 @@ class MSEv2Order(Strategy):
             yield from together([Proposal(recipe, f"{order[0]} in {precision} too")], history, until)
         return floats
 
-    def _revert(
-        self, history: History, base: Recipe, precision: Precision, floats: list[str]
-    ) -> Iterator[Proposal | Barrier]:
+    def _revert(self, history: History, base: Recipe, precision: Precision, floats: list[str]) -> Steps:
         """Put the least sensitive call back in int8, again and again, until that fails."""
         while history.proposed < self.max_trials:
             order = rank(self.costs(self._sensitivity, base, floats, floats))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import ClassVar
 
 from raysq.space import Dimension, SearchSpace, Value
-from raysq.strategies.base import Barrier, History, Proposal
+from raysq.strategies.base import History, Proposal, Steps
 from raysq.strategies.sampled import Sampled
 
 __all__ = ["Random"]
@@ -25,7 +24,7 @@ class Random(Sampled):
 
     name: ClassVar[str] = "random"
 
-    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+    def sample(self, space: SearchSpace, history: History) -> Steps:
         """Yield random recipes without end; the base passes over those that were drawn before."""
         rng = random.Random(self.seed)
         while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from optuna.samplers import BaseSampler
@@ -11,7 +10,7 @@ from optuna.samplers import BaseSampler
 from raysq.errors import OptionError
 from raysq.options import is_whole
 from raysq.space import SearchSpace
-from raysq.strategies.base import Barrier, History, Proposal, Strategy
+from raysq.strategies.base import History, Proposal, Steps, Strategy
 from raysq.strategies.following import follow, teach
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 
@@ -36,7 +35,7 @@ class Sampled(Strategy):
         super().__init__()
         self.fallback = fallback
 
-    def next_recipe(self, history: History) -> Iterator[Proposal | Barrier]:
+    def next_recipe(self, history: History) -> Steps:
         """Yield the default of what is searched, then the samples."""
         space = self.space if self.fallback else self.space.quantization_only()
         yield Proposal(space.default(), "default")
@@ -44,7 +43,7 @@ class Sampled(Strategy):
             yield from self.sample(space, history)
 
     @abstractmethod
-    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+    def sample(self, space: SearchSpace, history: History) -> Steps:
         """Yield recipes of a space that has dimensions; what `next_recipe` may assume holds here too."""
 
 
@@ -57,7 +56,7 @@ class ByOptuna(Sampled):
     def sampler(self) -> BaseSampler:
         """Return a new sampler of `self.seed`; asked for once per search."""
 
-    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+    def sample(self, space: SearchSpace, history: History) -> Steps:
         """Yield what the sampler suggests, told of the default first."""
         default = space.default()
         points = [space.config(default)]

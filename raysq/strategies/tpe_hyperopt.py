@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ from ray.tune.search.hyperopt import HyperOptSearch
 
 from raysq.errors import OptionError
 from raysq.space import SearchSpace
-from raysq.strategies.base import METRIC, Barrier, History, Proposal
+from raysq.strategies.base import METRIC, History, Steps
 from raysq.strategies.following import follow, penalised
 from raysq.strategies.sampled import Sampled, at_least_one
 from raysq.tuning.domains import domains
@@ -48,7 +47,7 @@ class HyperOptTPE(Sampled):
         self.n_initial = at_least_one("n_initial", n_initial)
         self.gamma = gamma
 
-    def sample(self, space: SearchSpace, history: History) -> Iterator[Proposal | Barrier]:
+    def sample(self, space: SearchSpace, history: History) -> Steps:
         """Yield what HyperOpt suggests."""
         engine = HyperOptSearch(
             space=HyperOptSearch.convert_search_space(domains(space)),
