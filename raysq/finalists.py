@@ -127,19 +127,24 @@ class Finals:
     def carried(self, trials: Iterable[TrialRecord], rival: Backend) -> Finalist | Standing:
         """Return the fastest of some trials on another backend that meets the goal there, or what its best lacks.
 
-        Everything is measured of what was saved and loaded again.
+        Everything is measured of what was saved and loaded again. Whatever goes wrong is what it lacks: the search
+        that found these recipes isn't lost.
         """
         source = self._job.prepared.source
-        distinct = {recipe.digest: recipe for recipe in (carried(t.recipe, source, rival) for t in trials)}
-        found: list[_Loaded] = []
+        recipes = dict.fromkeys(carried(trial.recipe, source, rival) for trial in trials)
+        loaded: list[_Loaded] = []
         lacking = Standing(rival.name)
-        for recipe in distinct.values():
+        for recipe in recipes:
             try:
-                found.append(self._loaded(recipe, rival))
-            except RaysqError as exc:
-                lacking = Standing(rival.name, recipe.digest, reason=str(exc))
-        for loaded in sorted(found, key=lambda loaded: loaded.timing.ratio):
-            finalist = self._of(loaded)
+                loaded.append(self._loaded(recipe, rival))
+            except Exception as exc:  # noqa: BLE001
+                lacking = Standing(rival.name, recipe.digest, reason=_told(exc))
+        for each in sorted(loaded, key=lambda each: each.timing.ratio):
+            try:
+                finalist = self._of(each)
+            except Exception as exc:  # noqa: BLE001
+                lacking = Standing(rival.name, each.settled.recipe.digest, reason=_told(exc))
+                continue
             if self._job.goal.holds(finalist.trial.loss):
                 return finalist
             if lacking.accuracy is None:
@@ -157,7 +162,7 @@ class Finals:
                 model(*source.args, **source.kwargs)
             timing = self._time(model)
         except Exception as exc:  # noqa: BLE001  # a compiler may raise anything, and needs one for C++
-            return Standing(COMPILED, reason=f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0]}")
+            return Standing(COMPILED, reason=_told(exc))
         finally:
             torch._dynamo.reset()
         return Standing(
@@ -210,6 +215,12 @@ class Finals:
 
     def _time(self, model: Callable[..., Any]) -> Timing:
         return self._job.prepared.time(model, self._reference.model, self._latency)
+
+
+def _told(exc: Exception) -> str:
+    """Return the first line of what went wrong; ours speak for themselves."""
+    first = str(exc).strip().partition("\n")[0]
+    return first if isinstance(exc, RaysqError) else f"{type(exc).__name__}: {first}"
 
 
 def _in_int8(model: BuiltModel) -> int:

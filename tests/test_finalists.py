@@ -104,13 +104,18 @@ class Broken:
         return self._wrong.get(name) or getattr(self._real, name)
 
 
-def refuse(source, recipe):
-    raise BackendError("no kernel")
+@pytest.mark.parametrize(
+    ("exc", "told"), [(BackendError("no kernel"), "no kernel"), (RuntimeError("odd\n..."), "RuntimeError: odd")]
+)
+def test_a_rival_that_fails_is_told_and_costs_nothing_else(job, finals, exc, told):
+    def refuse(*_):
+        raise exc
 
-
-def test_a_rival_that_fails_is_told_and_costs_nothing_else(job, finals):
-    found = finals.carried([trial(0, job.prepared.space.default())], Broken(build=refuse))
-    assert not found.holds and "no kernel" in found.reason and found.latency_ratio is None
+    wanted = [trial(0, job.prepared.space.default())]
+    found = finals.carried(wanted, Broken(build=refuse))
+    assert (found.holds, found.reason, found.latency_ratio) == (False, told, None)
+    found = Finals(replace(job, eval_fn=refuse), base.get("onednn")).carried(wanted, base.get("reference"))
+    assert not found.holds and told in found.reason
     nothing = finals.carried([trial(0, Recipe({}))], base.get("reference"))
     assert not nothing.holds and "no int8 kernel" in nothing.reason
 
