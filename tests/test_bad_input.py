@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from torch import nn
 
@@ -24,6 +23,7 @@ from raysq.errors import (
 )
 from raysq.journal import Header, Journal
 from raysq.result import Baseline
+from raysq.tuning import runner
 
 FLOAT = {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}
 
@@ -98,11 +98,11 @@ def refused(tmp_path: Path, error: type[Exception], says: tuple[str, ...], **arg
         "storage_path": tmp_path / "runs",
         "verbose": 0,
     }
-    with pytest.raises(error) as caught:
+    with pytest.raises(error) as caught, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "session", lambda *_: pytest.fail("Ray is asked for"))
         raysq.tune(**{**given, **arguments})
     message = str(caught.value)
     assert [words for words in says if words not in message] == [], message
-    assert not ray.is_initialized()
     assert not (tmp_path / "runs").exists()  # no run, no directory of one
     return batches, calls
 

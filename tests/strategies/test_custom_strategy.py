@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from driving import drive
 from simulation import Simulation
 
+import raysq
 from raysq import strategies
 from raysq.errors import OptionError
 from raysq.strategies import plugins
@@ -52,8 +54,13 @@ def test_it_is_known_by_its_entry_point(example: ModuleType, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_it_runs(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: None,
+    example: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(raysq, "tune", partial(raysq.tune, latency=raysq.Latency(0.02, 0.02), max_concurrent_trials=1))
     example.main()
     assert "of the fastest fp32's time" in capsys.readouterr().out

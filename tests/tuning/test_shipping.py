@@ -112,13 +112,6 @@ def test_unpicklable_eval_fn():
         pack_eval_fn(functools.partial(print, threading.Lock()))
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 def test_workers_map_the_weights(cluster):
     model = nn.Linear(2000, 2000)
     model.rounded = nn.Parameter(torch.ones(10, dtype=torch.bfloat16))
