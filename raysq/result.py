@@ -137,7 +137,8 @@ class TrialRecord:
         int8_calls: how many calls really ran in int8.
         build_s: seconds to build and warm up.
         eval_s: seconds in eval_fn.
-        overhead_s: all other seconds but timing.
+        timing_s: seconds in timings, not those of waiting to be alone on the node.
+        overhead_s: all other seconds from when the worker took it up to its last report.
         node: host that ran it.
         digest: fingerprint of the built model's outputs on the example inputs.
         label: what the strategy calls this trial.
@@ -168,6 +169,7 @@ class TrialRecord:
     int8_calls: int = 0
     build_s: float = 0.0
     eval_s: float = 0.0
+    timing_s: float = 0.0
     overhead_s: float = 0.0
     node: str = ""
     digest: str = ""
@@ -331,6 +333,7 @@ class Result:
                     "int8_calls": t.int8_calls,
                     "build_s": t.build_s,
                     "eval_s": t.eval_s,
+                    "timing_s": t.timing_s,
                     "overhead_s": t.overhead_s,
                     "node": t.node,
                     "recipe": t.recipe.digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ class QuantTrial(tune.Trainable):
         except Exception as exc:  # noqa: BLE001  # raised from here, Ray would print it for each trial and go on
             self._unusable = unusable(exc)
         else:
+            gc.collect()
+            gc.freeze()  # what lives now stays; looking through it for garbage took 0.2 to 0.4 s of each trial
             self._worker.begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

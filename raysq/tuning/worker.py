@@ -127,12 +127,10 @@ class Worker:
                 "feasible": False,
                 "latency_ratio": WORST,
             }
-        spent = sum(self._spent.values())
         return {
             **self._report,
-            "build_s": self._spent["build_s"],
-            "eval_s": self._spent["eval_s"],
-            "overhead_s": time.perf_counter() - self._begun - spent,
+            **self._spent,
+            "overhead_s": time.perf_counter() - self._begun - sum(self._spent.values()),
             "peak_memory_bytes": max(self._peak, memory.peak()),
             "done": self._report["status"] == Status.FAILED or self._report["stage"] == Stage.TIMED,
         }
@@ -181,7 +179,7 @@ class Worker:
         job = self._job
         with self._turns.shared():
             reference = self._reference
-        with self._clock("timing_s"), self._turns.alone():
+        with self._turns.alone(), self._clock("timing_s"):
             timing = job.prepared.time(candidate.model, reference.model, job.latency)
         self._report |= {
             "latency_ratio": float(timing.ratio),

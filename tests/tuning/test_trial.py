@@ -1,5 +1,6 @@
 """The trainable inside Ray, and in a Tuner of one's own."""
 
+import gc
 import sys
 import threading
 from dataclasses import replace
@@ -88,12 +89,14 @@ def test_in_a_tuner_of_ones_own(cluster, prepared, baseline, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_names_the_class_and_the_slot(cluster, prepared, baseline):
+def test_ray_names_the_class_and_the_slot_and_what_stays_is_frozen(cluster, prepared, baseline):
     bound = trainable(prepared, perfect, baseline=baseline)
     actor = ray.remote(bound).remote({})
     ray.get(actor.train.remote())
     names = [info["ActorClassName"] for info in ray._private.state.actors().values()]
     shown = ray.get(actor.__ray_call__.remote(repr))
+    frozen = ray.get(actor.__ray_call__.remote(lambda trial: (gc.get_freeze_count(), len(gc.get_objects()))))
     ray.kill(actor)
     assert "QuantTrial" in names
     assert shown.startswith("raysq-worker@")
+    assert frozen[0] > 10 * frozen[1]  # a trial's garbage is not looked for among all that was imported

@@ -27,7 +27,7 @@ from raysq.tuning.worker import Worker
 KEYS = {
     *("accuracy", "accuracy_drop", "worst_drop", "baseline_accuracy", "feasible", "int8_calls", "metrics"),
     *("latency_ratio", "latency_ratio_low", "latency_ratio_high", "latency_ms", "latency_predicted", "speedup"),
-    *("size_bytes", "size_ratio", "memory_ratio", "peak_memory_bytes", "build_s", "eval_s", "overhead_s"),
+    *("size_bytes", "size_ratio", "memory_ratio", "peak_memory_bytes", "build_s", "eval_s", "timing_s", "overhead_s"),
     *("recipe", "digest", "stage", "status", "reason", "node", "label", "done"),
 }
 CALLS = ["0", "2", "4"]
@@ -65,6 +65,28 @@ def test_reports_are_records(worker, prepared):
     kept = record(0, {}, trial.advance())
     assert (kept.status, kept.stage, kept.recipe) == (Status.FINISHED, Stage.TIMED, prepared.space.default())
     assert kept.ratio is not None
+
+
+def test_the_seconds_of_a_trial_add_up(worker):
+    def eval_fn(model):
+        time.sleep(0.05)
+        return 1.0
+
+    trial = worker(eval_fn)
+    begun = time.perf_counter()
+    trial.begin({})
+    first = trial.advance()
+    time.sleep(0.05)  # nobody asks for the timing yet
+    second = trial.advance()
+    took = time.perf_counter() - begun
+    spent = {name: second[name] for name in ("build_s", "eval_s", "timing_s", "overhead_s")}
+    assert (first["timing_s"], second["eval_s"]) == (0.0, first["eval_s"])
+    assert all(value > 0 for value in spent.values())
+    assert spent["eval_s"] >= 0.05 and spent["overhead_s"] >= 0.05
+    assert sum(spent.values()) <= took
+    assert sum(spent.values()) >= 0.1 + spent["build_s"] + spent["timing_s"]
+    kept = record(0, {}, second)
+    assert {name: getattr(kept, name) for name in spent} == spent == {name: to_result(kept)[name] for name in spent}
 
 
 @pytest.mark.parametrize(
