@@ -3,7 +3,6 @@
 #
 #   make demo         search an int8 recipe for a small CNN, save it, load it again
 #   make test         the whole test suite          (make test ARGS="-m 'not slow'" for the quick part)
-#                     in two processes, each on a core of its own; a file runs in one of them
 #   make test-newest  on the newest torch: torchao's form of SmoothQuant, the backends onednn and reference
 #   make check        format, lint, types
 #   make wheel-smoke  build sdist and wheel, install the wheel into a clean environment, use it outside of the repo
@@ -34,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/raysq demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 test-newest: $(NEWEST_STAMP)
 	$(NEWEST)/bin/python -m pytest -m "not slow" $(NEWEST_SUITES) $(ARGS)
