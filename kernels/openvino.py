@@ -1,7 +1,7 @@
 """Runs recipes on OpenVINO: FakeQuantize nodes in its graph, from which its own passes choose int8 kernels.
 
-The recipe's roundings are traced as torch's fake quantization, which OpenVINO's PyTorch frontend turns into
-FakeQuantize. What really runs is read back from the graph that is executed.
+A model is converted once, and each recipe's roundings are put into a clone of that. What really runs is read back from
+the graph that is executed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from raysq.arithmetic import QParams
 from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened
@@ -23,11 +21,11 @@ from raysq.kernels.built import ScriptedModel
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.executed import without_unfused
 from raysq.kernels.floats import FORMS, build_form
-from raysq.kernels.insertion import Insertion
-from raysq.kernels.ov_graph import converted, precisions
+from raysq.kernels.ov_graph import marked, precisions
+from raysq.kernels.ov_insertion import inserted
 from raysq.kernels.ov_network import Network, OpenVINOModel, runtime
 from raysq.plan import CallPlan
-from raysq.recipe import Approach, Precision, Recipe, TensorConfig
+from raysq.recipe import Approach, Precision, Recipe
 
 __all__ = ["Engine"]
 
@@ -43,43 +41,6 @@ KINDS = (
     OpType.MAX_POOL,
     OpType.AVG_POOL,
 )
-S8, U8 = (-128, 127), (0, 255)  # the only grids that int8 kernels are chosen for
-
-
-class Numerics:
-    """torch's fake quantization on eight bits."""
-
-    def __init__(self) -> None:
-        self._rounded: dict[tuple[int, float, int, int, int], tuple[Tensor, Tensor]] = {}
-
-    def activation(self, x: Tensor, params: QParams) -> Tensor:
-        """Round once per tensor and scale: calls that share an input share its integers."""
-        grid = params.grid
-        key = (id(x), float(params.scale), int(params.zero_point), grid.qmin, grid.qmax)
-        if key not in self._rounded:
-            self._rounded[key] = (x, _rounded(x, params))
-        return self._rounded[key][1]
-
-    def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
-        raise BackendError("OpenVINO has no dynamic int8 kernels; its capabilities say so.")
-
-    def weight(self, w: Tensor, params: QParams) -> Tensor:
-        return _rounded(w, params)
-
-
-def _rounded(x: Tensor, params: QParams) -> Tensor:
-    """Round to all eight bits what a smaller grid has clamped before: kernels for 7 bits don't exist."""
-    grid, scale, zero = params.grid, torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
-    qmin, qmax = S8 if grid.qmin < 0 else U8
-    bounds = [(bound - zero) * scale for bound in (grid.qmin, grid.qmax)] if grid.steps < qmax - qmin else []
-    if params.axis is None:
-        if bounds:
-            x = x.clamp(*map(float, bounds))
-        return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero), qmin, qmax)
-    if bounds:
-        shape = [-1 if axis == params.axis else 1 for axis in range(x.dim())]
-        x = x.clamp(*(bound.reshape(shape) for bound in bounds))
-    return torch.fake_quantize_per_channel_affine(x, scale, zero, params.axis, qmin, qmax)
 
 
 class Engine:
@@ -122,8 +83,9 @@ class Engine:
         if form in FORMS:
             return build_form(source, FORMS[form], self.name)
         precision = Precision.BF16 if form == BF16_FORM else Precision.FP32
-        model, flat = converted(source)
-        network = self._warm(Network(model, _shapes(flat), precision), flat)
+        found = marked(source)
+        flat = found.flat
+        network = self._warm(Network(inserted(found, {}), _shapes(flat), precision), flat)
         executed = dict.fromkeys(source.graph.by_name, precision)
         return OpenVINOModel(self.name, network, Deployed.of(network, flat), executed, {}, flat.example)
 
@@ -138,8 +100,9 @@ class Engine:
         return Network.load(directory, example)
 
     def _insert(self, source: Source, plans: dict[str, CallPlan]) -> OpenVINOModel:
-        model, flat = converted(source, Insertion(plans, Numerics()))
-        network = self._warm(Network(model, _shapes(flat)), flat)
+        found = marked(source)
+        flat = found.flat
+        network = self._warm(Network(inserted(found, plans), _shapes(flat)), flat)
         executed, left = precisions(network.executed, source.graph, plans)
         return OpenVINOModel(self.name, network, Deployed.of(network, flat), executed, left, flat.example)
 

@@ -102,6 +102,18 @@ def test_smoothing_runs_on_the_kernels(openvino: base.Backend) -> None:
     assert (got - exact).square().mean() < (openvino.build(of, recipe).model(wide) - exact).square().mean()
 
 
+def test_a_model_is_converted_once_and_no_recipe_shows_in_the_next(
+    openvino: base.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = made("conv2d")
+    recipe = everywhere(of)
+    first = openvino.build(of, recipe).model(*of.args)
+    monkeypatch.delattr(torch.jit, "trace")
+    in_float = openvino.build(of, Recipe({})).model(*of.args)
+    torch.testing.assert_close(in_float, of.model(*of.args), rtol=1e-4, atol=1e-5)
+    assert torch.equal(openvino.build(of, recipe).model(*of.args), first)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_float_form_computes_what_the_model_computes(openvino: base.Backend, kind: str) -> None:
     of = made(kind)

@@ -1,0 +1,114 @@
+"""A recipe in OpenVINO's graph: FakeQuantize nodes where the plan rounds, in a clone of the model with marked places.
+
+What `insertion.py` does to a model that is traced, done after the conversion: the next recipe costs no other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysq.arithmetic import QParams
+from raysq.graph import Call, activation_axis
+from raysq.kernels.ov_graph import WEIGHT, Marked
+from raysq.kernels.ov_network import runtime
+from raysq.plan import CallPlan
+
+__all__ = ["inserted"]
+
+Floats = NDArray[np.float32]
+S8, U8 = (-128, 127), (0, 255)  # the only grids that int8 kernels are chosen for
+
+
+def inserted(marked: Marked, plans: Mapping[str, CallPlan]) -> Any:
+    """Return an `openvino.Model` that computes each call as its plan says, in fp32 without one.
+
+    Args:
+        marked: the model; it is not changed.
+        plans: by call.
+    """
+    runtime()
+    from openvino._offline_transformations import compress_quantize_weights_transformation
+    from openvino.passes import ConstantFolding, Manager
+
+    model = marked.model.clone()
+    rounding = _Rounding()
+    for call, place, node in marked.places(model):
+        node.output(0).replace(rounding.planned(node.input_value(0), call, place, plans.get(call.name)))
+    passes = Manager()
+    passes.register_pass(ConstantFolding())  # int8 kernels are chosen where a rounding's bounds are constants
+    passes.run_passes(model)
+    compress_quantize_weights_transformation(model)  # weights become int8 constants
+    return model
+
+
+class _Rounding:
+    """What stands at the marked places of one model; calls that share an input share its integers."""
+
+    def __init__(self) -> None:
+        from openvino import opset13
+
+        self._ops = opset13
+        self._made: dict[tuple[object, ...], Any] = {}
+
+    def planned(self, x: Any, call: Call, place: int | str, plan: CallPlan | None) -> Any:
+        """Return what a call's operand or result becomes under its plan.
+
+        Args:
+            x: an `openvino.Output`.
+            call: whose it is.
+            place: number of an activation, or WEIGHT, or OUTPUT.
+            plan: of the call; None: fp32.
+        """
+        if plan is None:
+            return x
+        if place == 0 and plan.multiplier is not None:
+            x = self._channelwise(self._ops.multiply, x, plan.multiplier, call)
+        if plan.reason or not plan.config.is_int8:
+            return x
+        if isinstance(place, int):
+            params = plan.inputs[place] if place < len(plan.inputs) else None
+            return x if params is None else self._rounded(x, params)
+        if place == WEIGHT:
+            exact = x if plan.rounded is None else self._ops.constant(plan.rounded).output(0)
+            return self._rounded(exact, plan.weights[0]) if plan.weights else x
+        if plan.shift is not None:
+            x = self._channelwise(self._ops.add, x, plan.shift, call)
+        return x if plan.output is None else self._rounded(x, plan.output)
+
+    def _channelwise(self, op: Any, x: Any, factors: Floats, call: Call) -> Any:
+        key = _named(x), op.__name__, factors.tobytes()
+        if key not in self._made:
+            rank = x.get_partial_shape().rank.get_length()
+            self._made[key] = op(x, _along(activation_axis(call.op, rank), rank, factors)).output(0)
+        return self._made[key]
+
+    def _rounded(self, x: Any, params: QParams) -> Any:
+        """Round to all eight bits what a smaller grid has clamped before: kernels for 7 bits don't exist."""
+        grid, scale, zero = params.grid, params.scale, params.zero_point
+        key = _named(x), scale.tobytes(), zero.tobytes(), params.axis, grid.qmin, grid.qmax
+        if key in self._made:
+            return self._made[key]
+
+        def bound(of: int) -> Floats:
+            found = np.asarray((of - zero) * scale, np.float32)
+            return found if params.axis is None else _along(params.axis, x.get_partial_shape().rank.get_length(), found)
+
+        y, (qmin, qmax) = x, S8 if grid.qmin < 0 else U8
+        if grid.steps < qmax - qmin:
+            y = self._ops.maximum(self._ops.minimum(y, bound(grid.qmax)), bound(grid.qmin))
+        low, high = bound(qmin), bound(qmax)
+        self._made[key] = self._ops.fake_quantize(y, low, high, low, high, qmax - qmin + 1).output(0)
+        return self._made[key]
+
+
+def _along(axis: int, rank: int, values: Floats) -> Floats:
+    """Return values, (channels,), so that they broadcast along an axis."""
+    return values.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+
+
+def _named(x: Any) -> tuple[str, int]:
+    return x.get_node().get_name(), x.get_index()
