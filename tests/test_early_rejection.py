@@ -13,7 +13,7 @@ from raysq.errors import NoFeasibleRecipe
 from raysq.goal import Goal
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import test modules
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 X = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
 OPTIONS = {

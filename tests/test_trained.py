@@ -142,7 +142,7 @@ def loop(path: Path) -> qat.TrainFn:
 
 
 @pytest.mark.slow
-def test_a_search_of_a_trained_model_goes_on_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_search_of_a_trained_model_goes_on_with_the_same_weights(cluster: None, tmp_path: Path) -> None:
     model, told = trained_net(), tmp_path / "told"
     settings = {
         "tolerance": 0.5,
@@ -167,7 +167,7 @@ def test_a_search_of_a_trained_model_goes_on_with_the_same_weights(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_search_in_which_nothing_passes_trains(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_search_in_which_nothing_passes_trains(cluster: None, prepared: Prepared, tmp_path: Path) -> None:
     told = tmp_path / "told"
     only = SearchSpace(prepared.source.graph, {n: (c,) for n, c in coarse(prepared.space.default()).ops.items()})
     result = raysq.tune(
