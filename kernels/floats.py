@@ -47,7 +47,7 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
     return frozen
 
 
-def warm_up(script: Any, flat: Flattened) -> None:
+def warm_up(script: Any, flat: Flattened, runs: int = WARM_UP_RUNS) -> None:
     """Run the example inputs until every kernel is compiled; twice, which is enough, where that takes long.
 
     Raises:
@@ -56,7 +56,7 @@ def warm_up(script: Any, flat: Flattened) -> None:
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         try:
             begun = time.perf_counter()
-            for run in range(WARM_UP_RUNS):
+            for run in range(runs):
                 script(*flat.example)
                 if run and time.perf_counter() - begun > PATIENCE_S:
                     break

@@ -144,8 +144,10 @@ class _Lowering:
             self._emit(number, kernel)
         for node in self._graph.findAllNodes("aten::view"):
             if _is_resize(node):  # what a convolution returns may have another layout here, which `view` refuses
-                with self._write.before(node):
-                    node.output().replaceAllUsesWith(self._write.node("aten::reshape", *node.inputs()))
+                self._instead(node, "aten::reshape")
+        pools = self._graph.findAllNodes("aten::max_pool2d")
+        for node in [pool for pool in pools if self._is_integer(pool.inputsAt(0))]:
+            self._instead(node, "quantized::max_pool2d")  # the other counts positions in uint8: it refuses over 255
         torch._C._jit_pass_dce(self._graph)
         torch._C._jit_pass_cse(self._graph)
         return self._module(names)
@@ -238,7 +240,7 @@ class _Lowering:
                         *post,
                     )
             if clip and result is not None:
-                value = self._write.node("aten::clamp", value, None, result.grid.qmax)
+                value = self._write.node("aten::clamp_", value, result.grid.qmin, result.grid.qmax)
         kernel.at.output().replaceAllUsesWith(value)
         if result is not None:
             self._integers[value.debugName(),] = value
@@ -261,11 +263,10 @@ class _Lowering:
         key = (value.debugName(), scale, zero, grid, image)
         if not self._shared or key not in self._integers:
             function = _quantizing().quantized_2d if image else _quantizing().quantized
-            clamped = value
+            integers = self._write.inline(function, value, scale, zero)
             if is_reduced(grid):  # quantizing clamps to eight bits, a reduced range has seven
-                low, high = (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
-                clamped = self._write.node("aten::clamp", value, low, high)
-            self._integers[key] = self._write.inline(function, clamped, scale, zero)
+                integers = self._write.node("aten::clamp_", integers, grid.qmin, grid.qmax)
+            self._integers[key] = integers
         return self._integers[key]
 
     def _is_integer(self, value: Any) -> bool:
@@ -275,6 +276,11 @@ class _Lowering:
                 return False
             value = value.node().inputsAt(0)
         return True
+
+    def _instead(self, node: Any, kind: str) -> None:
+        """Put an op of the same arguments in a node's place."""
+        with self._write.before(node):
+            node.output().replaceAllUsesWith(self._write.node(kind, *node.inputs()))
 
     def _input(self, expression: str) -> Any:
         value = self._graph.addInput()

@@ -7,8 +7,9 @@ weights are kept, so that the next recipe costs what differs. What is measured i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -72,7 +73,8 @@ class Engine:
         scaled = source.under(recipe)
         plans = scaled.planner.plan(recipe, unlowerable(captured, source.graph))
         script = lower(captured, scaled.model, scaled.graph, plans, source.derived.setdefault(Packing, Packing()))
-        warm_up(script, captured.flat)
+        with _optimized_at_once():
+            warm_up(script, captured.flat, runs=1)
         return ScriptedModel(
             self.name,
             script,
@@ -81,6 +83,20 @@ class Engine:
             {name: p.reason for name, p in plans.items() if p.reason and p.config.precision is not Precision.FP32},
             captured.flat.example,
         )
+
+
+@contextmanager
+def _optimized_at_once() -> Iterator[None]:
+    """Let TorchScript optimize a module at its first call, without the profile of a call before.
+
+    A profile serves to fuse float ops, which is off on CPUs; the call that takes it costs as much as the optimizing.
+    """
+    internals: Any = torch._C  # its stubs take the number for a size
+    before = internals._jit_set_num_profiled_runs(0)
+    try:
+        yield
+    finally:
+        internals._jit_set_num_profiled_runs(before)
 
 
 def _captured(source: Source) -> Captured:

@@ -156,6 +156,30 @@ def test_a_view_of_what_a_convolution_returns_is_no_obstacle() -> None:
     assert code(built).count("quantize_per_tensor") == 1
 
 
+def test_integers_are_pooled_where_an_image_has_more_places_than_uint8_counts() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1)]
+    of = source(nn.Sequential(*layers), torch.randn(2, 4, 34, 34))
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
+    assert code(built).count("quantize_per_tensor") == 1
+
+
+def test_the_first_call_is_optimized_and_other_modules_are_profiled_as_ever() -> None:
+    of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
+    before = torch._C._jit_set_num_profiled_runs(2)
+    try:
+        built = engine().build(of, int8(of))
+        assert torch._C._jit_set_num_profiled_runs(before) == 2
+    finally:
+        torch._C._jit_set_num_profiled_runs(before)
+    executed = str(torch._C._last_executed_optimized_graph())  # it goes with the module
+    assert built
+    assert "qlinear_pointwise" in executed
+    assert "prim::profile" not in executed
+
+
 def test_the_next_recipe_packs_only_what_differs() -> None:
     torch.manual_seed(0)
     of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
