@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,13 +16,38 @@ from torch import Tensor
 from raysq.graph import Call
 from raysq.intercept import Interceptor, Operands, Site
 from raysq.kernels.base import CallTime, Source
-from raysq.kernels.profile import Primitive
+from raysq.kernels.cpu import has_bf16
+from raysq.kernels.profile import Primitive, profile
 from raysq.recipe import Precision
 
-__all__ = ["float_times", "int8_times"]
+if TYPE_CHECKING:
+    from raysq.kernels.base import BuiltModel
+
+__all__ = ["call_times", "float_times", "int8_times"]
 
 RUNS = 5  # of the whole model; the fastest counts: what disturbs a run makes it slower only
 ENTRY = (0.1, 64, torch.quint8)  # scale, zero point and type: what integers come out takes no time
+
+
+def call_times(
+    source: Source, built: BuiltModel, verbose: Callable[[], AbstractContextManager[object]], around_ms: float = 0.0
+) -> dict[str, CallTime]:
+    """Return the times of the calls of a model in float, and in int8 of those that a built model runs so.
+
+    Args:
+        source: the model.
+        built: a recipe, built.
+        verbose: makes oneDNN print while it is entered.
+        around_ms: what the framework spends around each int8 primitive.
+    """
+    run = partial(built.model, *source.args, **source.kwargs)
+    runs = [profile(run, verbose()) for _ in range(RUNS)]
+    int8 = int8_times(runs, [call for call in source.graph.calls if built.executed.get(call.name) is Precision.INT8])
+    floats = [Precision.FP32, Precision.BF16] if has_bf16() else [Precision.FP32]
+    return {
+        name: replace(timed, ms={**timed.ms, Precision.INT8: around_ms + int8[name]}) if name in int8 else timed
+        for name, timed in float_times(source, floats).items()
+    }
 
 
 def float_times(source: Source, precisions: Sequence[Precision]) -> dict[str, CallTime]:

@@ -33,13 +33,12 @@ from raysq.intercept import Interceptor
 from raysq.kernels import grids
 from raysq.kernels.base import CallTime, Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
-from raysq.kernels.call_times import float_times, int8_times
+from raysq.kernels.call_times import call_times
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import executed_precisions, without_unfused
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.insertion import Insertion
-from raysq.kernels.profile import profile
 from raysq.kernels.qconf import fill, is_smoothed
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
@@ -52,7 +51,6 @@ __all__ = ["Engine", "extension", "frozen", "prepare", "summary"]
 
 log = logging.getLogger("raysq")
 
-PROFILED_RUNS = 5  # the fastest counts
 
 FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
 SMOOTH_MAPPING = "ipex.quantization.get_smooth_quant_qconfig_mapping"
@@ -189,16 +187,7 @@ class Engine:
     def call_times(self, source: Source, recipe: Recipe) -> dict[str, CallTime]:
         """Time the calls of a model in float, and those of a recipe that oneDNN runs in int8."""
         ipex = extension()
-        floats = [Precision.FP32, Precision.BF16] if has_bf16() else [Precision.FP32]
-        built = self.build(source, recipe)
-        run = partial(built.model, *source.args, **source.kwargs)
-        runs = [profile(run, ipex.verbose(ipex.VERBOSE_ON)) for _ in range(PROFILED_RUNS)]
-        calls = [call for call in source.graph.calls if built.executed.get(call.name) is Precision.INT8]
-        int8 = int8_times(runs, calls)
-        return {
-            name: replace(timed, ms={**timed.ms, Precision.INT8: int8[name]}) if name in int8 else timed
-            for name, timed in float_times(source, floats).items()
-        }
+        return call_times(source, self.build(source, recipe), partial(ipex.verbose, ipex.VERBOSE_ON))
 
     def _to_save(self, source: Source, recipe: Recipe, idle: Mapping[str, str]) -> dict[str, Any]:
         qconf = self.configure(source, recipe, idle)

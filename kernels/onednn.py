@@ -7,8 +7,10 @@ weights are kept, so that the next recipe costs what differs. What is measured i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,18 +18,22 @@ import torch
 from raysq.deployed import Deployed
 from raysq.graph import OpType
 from raysq.kernels import grids
-from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.base import CallTime, Capabilities, OpCapability, Source, check
 from raysq.kernels.built import ScriptedModel
+from raysq.kernels.call_times import call_times
 from raysq.kernels.captured import Captured, capture
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.floats import FORMS, build_form, warm_up
 from raysq.kernels.lowering import Packing, lower, unlowerable
+from raysq.kernels.packed import packed_linear
 from raysq.recipe import Approach, Precision, Recipe
 
 if TYPE_CHECKING:
     from raysq.plan import CallPlan
 
 __all__ = ["Engine"]
+
+SMALL_CALLS = 50  # the fastest counts
 
 
 class Engine:
@@ -83,6 +89,38 @@ class Engine:
             {name: p.reason for name, p in plans.items() if p.reason and p.config.precision is not Precision.FP32},
             captured.flat.example,
         )
+
+    def call_times(self, source: Source, recipe: Recipe) -> dict[str, CallTime]:
+        """Time the calls of a model in float, and those of a recipe that run in int8."""
+        verbose = partial(torch.backends.mkldnn.verbose, torch.backends.mkldnn.VERBOSE_ON)
+        return call_times(source, self.build(source, recipe), verbose, _around_ms())
+
+
+def _around_ms() -> float:
+    """Return what torch takes to set up a primitive, at every call: that of a product too small to take time itself."""
+    layer = packed_linear(torch.zeros(8, 8, dtype=torch.int8), torch.ones(8), torch.zeros(8, dtype=torch.int32))
+    x = torch.zeros(1, 8, dtype=torch.uint8)
+    arguments: tuple[Any, ...] = (
+        x,
+        1.0,
+        0,
+        layer.packed,
+        layer.scale,
+        layer.zero,
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+    taken = []
+    for _ in range(SMALL_CALLS):
+        begun = time.perf_counter()
+        torch.ops.onednn.qlinear_pointwise(*arguments)
+        taken.append(1000 * (time.perf_counter() - begun))
+    return min(taken)
 
 
 @contextmanager

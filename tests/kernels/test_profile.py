@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from raysq.kernels import base
 from raysq.kernels.base import Profiling, Source
 from raysq.kernels.call_times import int8_times
 from raysq.kernels.profile import Primitive, profile
@@ -116,10 +117,9 @@ def test_primitives_go_to_the_calls_with_their_products_in_order(prepared: Prepa
     assert found == {call.name: float(i + 1) for i, call in enumerate(calls)}
 
 
-def test_every_call_that_runs_in_int8_is_timed(prepared: Prepared) -> None:
-    from raysq.kernels.ipex import Engine
-
-    engine = Engine()
+@pytest.mark.parametrize("name", ["ipex", "onednn"])
+def test_every_call_that_runs_in_int8_is_timed(name: str, prepared: Prepared) -> None:
+    engine = base.get(name)
     assert isinstance(engine, Profiling)
     source: Source = prepared.source
     recipe = prepared.space.default()
