@@ -17,6 +17,7 @@ from raysq.graph import Call, ModelGraph, activation_axis
 from raysq.intercept import Window
 from raysq.kernels.captured import MARK, Captured
 from raysq.kernels.fusion import CONVOLUTION, LINEAR, PASSING, Fused, clipped, fuse, is_reduced
+from raysq.kernels.in_place import overwrite
 from raysq.kernels.packed import packed_convolution, packed_linear
 from raysq.kernels.script_graph import Ints, Scalars, Writer, constant, module
 from raysq.plan import CallPlan
@@ -126,6 +127,8 @@ class _Lowering:
             **dict(model.named_buffers(remove_duplicate=False)),
         }
         self._graph = captured.graph.copy()
+        inputs = [value.debugName() for value in self._graph.inputs()]
+        self._names = dict(zip(inputs[self._given :], captured.parameters, strict=True))
         self._write = Writer(self._graph)
         self._modules: dict[str, Any] = {}
         self._packed_inputs: dict[str, str] = {}  # graph input to the expression for it
@@ -134,9 +137,6 @@ class _Lowering:
         self._shared = not any(_changes_memory(node) for node in self._graph.nodes())
 
     def run(self) -> Any:
-        names = dict(
-            zip([v.debugName() for v in self._graph.inputs()][self._given :], self._captured.parameters, strict=True)
-        )
         int8 = self._without_marks()
         order = {value.debugName(): place for place, node in enumerate(self._graph.nodes()) for value in node.outputs()}
         kernels = fuse(int8, self._plans, order, alone=not self._shared)
@@ -150,7 +150,9 @@ class _Lowering:
             self._instead(node, "quantized::max_pool2d")  # the other counts positions in uint8: it refuses over 255
         torch._C._jit_pass_dce(self._graph)
         torch._C._jit_pass_cse(self._graph)
-        return self._module(names)
+        if self._shared:
+            overwrite(self._graph, self._write)
+        return self._module()
 
     @property
     def _given(self) -> int:
@@ -251,7 +253,10 @@ class _Lowering:
         if shift is None:
             return bias
         tensor = torch.from_numpy(shift)
-        return tensor if bias.type().kind() == "NoneType" else self._write.node("aten::add", bias, tensor, 1)
+        if bias.type().kind() == "NoneType":
+            return tensor
+        name = self._names.get(bias.debugName())
+        return self._write.node("aten::add", bias, tensor, 1) if name is None else self._tensors[name].detach() + tensor
 
     def _quantized(self, kernel: Fused, dimensions: int) -> Any:
         """Return the integers of what a kernel reads: those that another one wrote, or quantized once for all."""
@@ -287,7 +292,7 @@ class _Lowering:
         self._packed_inputs[value.debugName()] = expression
         return value
 
-    def _module(self, names: Mapping[str, str]) -> Any:
+    def _module(self) -> Any:
         """Put graph, parameters and packed weights together; parameters that nothing reads any more are left out."""
         held: dict[str, Tensor] = {}
         expressions = []
@@ -300,7 +305,7 @@ class _Lowering:
             expression = self._packed_inputs.get(value.debugName())
             if expression is None:
                 expression = f"held{len(held)}"
-                held[expression] = _in_fast_layout(self._tensors[names[value.debugName()]].detach(), value)
+                held[expression] = _in_fast_layout(self._tensors[self._names[value.debugName()]].detach(), value)
             expressions.append(expression)
         return module(self._graph, self._given, held, self._modules, expressions[::-1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from raysq.kernels import base
 from raysq.kernels.captured import Captured
 from raysq.kernels.lowering import Packing
-from raysq.recipe import FP32, OpConfig, Precision, Recipe, TensorConfig
+from raysq.recipe import FP32, OpConfig, Precision, Recipe, TensorConfig, Transform
 from raysq.space import build_space
 
 
@@ -107,6 +108,46 @@ def test_a_shared_input_is_quantized_once_and_a_sum_is_fused() -> None:
     built = engine().build(of, recipe)
     assert agrees(of, recipe, built)
     assert code(built).count("quantize_per_tensor") == 2
+    assert "torch.add" not in code(built)
+
+
+class Scaled(nn.Module):
+    """Scales and masks a product, and scales what it reads by a row that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.row, self.weight = nn.Parameter(torch.randn(1, 16)), nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.matmul(self.row, self.weight) * self.first(x)
+        y = torch.matmul(x, x.transpose(0, 1)) * 0.1
+        return self.last(torch.matmul(y.masked_fill(y < 0, 0.0), x))
+
+
+def test_functions_overwrite_what_they_alone_read() -> None:
+    torch.manual_seed(0)
+    of = source(Scaled(), torch.randn(4, 16))
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
+    assert code(built).count("torch.mul_(") == 1, "the product, which only the scale reads"
+    assert "torch.masked_fill(" in code(built), "what is scaled decides on the mask too"
+
+
+def test_a_row_is_not_overwritten_by_what_grows_with_the_batch() -> None:
+    torch.manual_seed(0)
+    of = source(Scaled(), torch.randn(1, 16))
+    built = engine().build(of, int8(of))
+    assert built.model(torch.randn(3, 16)).shape == (3, 16)
+
+
+def test_a_corrected_bias_is_a_constant() -> None:
+    torch.manual_seed(0)
+    of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
+    recipe = replace(int8(of), transforms=(Transform.BIAS_CORRECTION,))
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
     assert "torch.add" not in code(built)
 
 
