@@ -56,6 +56,23 @@ def test_a_search_that_is_opened_again_adds_only_what_is_new(tmp_path: Path) -> 
     assert len(study(file).trials) == 6
 
 
+def test_after_its_first_draws_it_models_loss_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the contract tests it only draws: a fit of the model takes seconds."""
+    asked = []
+    real = optuna.samplers.GPSampler.sample_relative
+
+    def counted(self: Any, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        found = real(self, study, trial, search_space)
+        asked.append(found)
+        return found
+
+    monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", counted)
+    strategy = strategies.get("constrained", startup_trials=4).bind(SIM.space(), SIM.goal)
+    drive(strategy, SIM, trials=6)
+    recipes = [record.recipe.digest for record in strategy.history]
+    assert len(set(recipes)) == 6 and any(asked), "the sampler proposed by its model"
+
+
 def test_two_searches_share_a_file_by_their_names(tmp_path: Path) -> None:
     file = tmp_path / "experiments.log"
     for name in ("x", "y"):

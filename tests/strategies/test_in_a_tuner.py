@@ -67,8 +67,7 @@ def test_searchers_suggest_points_of_the_space_from_its_domains(space: SearchSpa
     assert all(space.recipe(searcher.suggest(str(i))).ops for i in range(6))  # raises outside of the space
 
 
-# a ladder, stages that wait, another library: a fit takes seconds, and to Ray the others are the same searchers
-@pytest.mark.parametrize("name", ["auto", "basic", "tpe_hyperopt"])
+@pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])
 def test_a_strategy_is_a_searcher(name: str, tmp_path: Path) -> None:
     strategy = make(name, SIM, SPACE, trials=6)
     results = fit(tmp_path, {}, strategy)
