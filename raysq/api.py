@@ -167,6 +167,9 @@ def tune(
         prints["confirmation"] = evaluation.digest(goal.confirm)
     arguments = {
         "goal": str(goal),
+        "tolerance": goal.tolerance,
+        "criterion": goal.criterion.value,
+        "higher_is_better": goal.higher_is_better,
         "objectives": dict(goal.objectives),
         "strategy": strategy if isinstance(strategy, str) else type(strategy).__name__,
         "approach": approach,
@@ -194,7 +197,9 @@ def tune(
             baseline = measure(given, engine, evaluating(model), eval_fn, goal, latency)
             wanted = getattr(searcher, "measures_times", False)
             times = measured_times(prepared, engine, baseline) if wanted else None
-            header = Header(prints, arguments, versions(), prepared.engine, baseline, op_times=times)
+            header = Header(
+                prints, arguments, versions(), prepared.engine, baseline, op_times=times, calls=prepared.calls
+            )
             header = gather(sources, header, prepared.environment, prepared.space, goal)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:

@@ -80,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print the trials of a run, finished or not")
     show.add_argument("journal", type=Path, metavar="RUN", help="a run's directory, or its journal")
     show.set_defaults(run=_show)
+
+    page = commands.add_parser("report", help="write a run as one HTML page, finished or not")
+    page.add_argument("journal", type=Path, metavar="RUN", help="a run's directory, or its journal")
+    page.add_argument("--to", type=Path, help="the file; default report.html beside the journal")
+    page.set_defaults(run=_report)
+
+    against = commands.add_parser("compare", help="print two runs side by side, and where their best recipes differ")
+    against.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="a run's directory, or its journal")
+    against.set_defaults(run=_compare)
     return parser
 
 
@@ -179,6 +188,32 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
             record.reason,
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
+
+
+def _report(options: argparse.Namespace, rest: list[str]) -> int:
+    from raysq import journal, report
+    from raysq.run import Run
+
+    _refuse(rest)
+    path = _journal(options.journal)
+    target = options.to or path.with_name(report.FILE)
+    report.write(Run(*journal.read(path)), target)
+    print(target)
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console
+
+    from raysq import comparison, journal
+    from raysq.run import Run
+
+    _refuse(rest)
+    one, other = (Run(*journal.read(_journal(path))) for path in options.runs)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in comparison.tables(one, other, [path.name for path in options.runs]):
+        console.print(table)
     return 0
 
 

@@ -53,12 +53,14 @@ class Entry:
         seen: how many trials had completed when this one was suggested: what replay needs.
         pairs: raw milliseconds (candidate, reference) of its timing, () if it wasn't timed.
         environment: "cpu", "isa", "threads" and "governor" of the worker.
+        ended_s: seconds from the begin of the search, or of its resumed part, to the end of the trial.
     """
 
     record: TrialRecord
     seen: int
     pairs: tuple[tuple[float, float], ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    ended_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Header:
         baseline: what int8 is measured against.
         warm_start: what it began with, so that it is resumed without the runs that this came from.
         op_times: of single calls, where they were measured: a strategy that reads them must see the same again.
+        calls: name of each call, in execution order, to its "op", "macs", "group" (of calls that are smoothed alike)
+            and "rank" (1: int8 costs it most), for people who read the run later.
     """
 
     fingerprints: Mapping[str, str]
@@ -95,6 +99,7 @@ class Header:
     baseline: Baseline
     warm_start: WarmStart = field(default_factory=WarmStart)
     op_times: OpTimes | None = None
+    calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Journal:

@@ -74,6 +74,17 @@ class Prepared:
         return machine(self.capabilities, self.num_threads)
 
     @property
+    def calls(self) -> dict[str, dict[str, Any]]:
+        """What a person wants to know of each call, in execution order: see `raysq.journal.Header`."""
+        graph = self.source.graph
+        groups = {call: group.name for group in graph.groups.values() for call in group.calls}
+        ranks = {name: place for place, name in enumerate(self.space.rankings.get(MSE().name, ()), 1)}
+        return {
+            c.name: {"op": c.op.value, "macs": c.macs, "group": groups.get(c.name, ""), "rank": ranks.get(c.name)}
+            for c in graph.calls
+        }
+
+    @property
     def timed_inputs(self) -> list[str]:
         """Type and shape of each tensor among the inputs that are timed, such as "torch.float32 (1, 3, 32, 32)"."""
         leaves = tree_leaves((self.latency_args, self.latency_kwargs))

@@ -180,6 +180,12 @@ class OpConfig:
         """Whether the call's activations are quantized."""
         return self.is_int8 and self.approach is not Approach.WEIGHT_ONLY
 
+    def __str__(self) -> str:
+        if not self.is_int8:
+            return str(self.precision)
+        x, w = self.activation, self.weight
+        return f"{self.approach}, x {x.dtype} {x.scheme} {x.algorithm}, w {w.dtype} {w.granularity} {self.rounding}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` is its inverse."""
         if not self.is_int8:

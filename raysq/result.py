@@ -368,8 +368,20 @@ class Result:
     def save(self, directory: str | Path) -> None:
         """Write model.pt, signature.json, recipe.json and trials.csv; `raysq.load` reads them.
 
+        With the extra `report`, and a journal, also report.html: the whole run as one page.
+
         Raises:
             StorageError: the directory can't be written.
         """
         path = write(directory, self.built, self.recipe)
         self.dataframe().to_csv(path / "trials.csv", index=False)
+        self._report(path)
+
+    def _report(self, directory: Path) -> None:
+        from raysq import journal, report
+        from raysq.run import Run
+
+        if self.journal is None or not self.journal.exists() or not report.is_available():
+            return
+        header, entries = journal.read(self.journal)
+        report.write(Run(header, entries, winner=self.recipe.digest), directory / report.FILE)

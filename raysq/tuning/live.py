@@ -59,9 +59,14 @@ class Progress:
         return min(timed, key=self.goal.cost, default=None)
 
     @property
+    def spent_s(self) -> float:
+        """Seconds since the search began, or was resumed."""
+        return self.clock() - self._begun
+
+    @property
     def seconds_left(self) -> float | None:
         """At most this many seconds more, as trials went so far, or as was expected before the first."""
-        spent = self.clock() - self._begun
+        spent = self.spent_s
         done = len(self.records) - self._resumed
         bounds = [max(self.timeout_s - spent, 0.0)] if self.timeout_s is not None else []
         each = spent / done if done else self.trial_s

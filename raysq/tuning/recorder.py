@@ -79,6 +79,7 @@ class Recorder(tune.Callback):
             seen=len(self._progress.records) if seen is None else seen,
             pairs=tuple((a, b) for a, b in json.loads(result.get("pairs", "[]"))),
             environment={key: result[key] for key in MACHINE if key in result},
+            ended_s=self._progress.spent_s,
         )
         if self._journal is not None:
             self._journal.append(entry)
