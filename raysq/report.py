@@ -54,7 +54,11 @@ def write(run: Run, path: Path) -> None:
     from plotly.offline import get_plotlyjs
 
     def drawn(figure: Figure) -> str:
-        return str(to_html(figure, full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}))
+        return str(
+            to_html(
+                figure, full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
+            )
+        )
 
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(TEMPLATE)
     best = run.best

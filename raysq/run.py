@@ -19,7 +19,8 @@ class Run:
     Attributes:
         header: what it is about.
         entries: the trials that ended.
-        winner: digest of the recipe that `raysq.tune` returned; None: the best one of the trials.
+        winner: digest of the recipe that `raysq.tune` returned; None, or that of no trial (it was carried to another
+            backend, or trained): the best one of the trials.
     """
 
     header: Header
@@ -34,8 +35,9 @@ class Run:
     @property
     def best(self) -> TrialRecord | None:
         """The trial that won: the cheapest that holds the goal, unless the winner is known."""
-        if self.winner is not None:
-            return next((r for r in self.records if r.recipe.digest == self.winner), None)
+        won = [r for r in self.records if r.recipe.digest == self.winner]
+        if won:
+            return won[0]
         goal = Goal(objectives=self.header.arguments.get("objectives", {"latency": 1.0}))
         return min((r for r in self.records if r.feasible and r.ratio is not None), key=goal.cost, default=None)
 

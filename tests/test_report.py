@@ -168,6 +168,8 @@ def test_the_best_is_the_cheapest_that_holds_or_the_one_that_was_returned() -> N
     assert best is not None and best.trial == 5, "the loss weighs more"
     returned = Run(HEADER, ENTRIES, winner=ENTRIES[1].record.recipe.digest).best
     assert returned is not None and returned.trial == 1
+    carried = Run(HEADER, ENTRIES, winner="0123456789abcdef").best
+    assert carried is not None and carried.trial == 2, "what was returned is no trial's recipe"
 
 
 def test_trials_of_a_warm_start_count() -> None:
