@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import check_marks, markdown_head, markdown_row, publish, where
 from torch import nn
 from torch.nn import functional as F
-from workload_table import NAMES, insert, where
+from workload_table import NAMES
 
-from raysq.options import Latency
+from raysq.latency import Latency
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "workloads"))
@@ -98,13 +99,13 @@ def rows(measured: Mapping[str, Any]) -> list[str]:
             f"{calls[0]} / {calls[1]}",
             f"{result['seconds']:.1f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown_row(cells))
     return lines
 
 
 def table(measured: Sequence[Mapping[str, Any]], threads: int) -> str:
     """Return the whole table in Markdown, with how and where it was measured."""
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    head = markdown_head(HEADINGS)
     how = (
         "Each by `raysq.quantize`, without tuning. Times are ratios of interleaved runs on one batch to the fastest "
         f"fp32 form. `qat` trained for {EPOCHS} epochs on the calibration data, towards the float model's outputs."
@@ -129,17 +130,14 @@ def main() -> None:
         (out / f"{options.measure}.json").write_text(json.dumps(measured, indent=1))
         return
 
-    if options.docs and END not in options.docs.read_text().partition(BEGIN)[2]:
-        raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
+    check_marks(options.docs, BEGIN, END)
     out.mkdir(parents=True, exist_ok=True)
     for name in options.workloads:
         if not (out / f"{name}.json").exists():
             settings = ["--threads", str(options.threads), "--out", str(out)]
             subprocess.run([sys.executable, __file__, "--measure", name, *settings], check=True)
     content = table([json.loads((out / f"{name}.json").read_text()) for name in options.workloads], options.threads)
-    if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

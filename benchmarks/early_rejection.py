@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tables import check_marks, markdown_head, markdown_row, publish, where
 from torch.utils.data import TensorDataset
-from workload_table import insert, where
 
 import raysq
 from raysq import evaluation
@@ -66,7 +66,7 @@ class Row:
         spread = (np.median(self.items), self.items.mean(), np.quantile(self.items, 0.95))
         seconds = f"{np.median(self.seconds):.1%}" if self.seconds else ""
         cells = (f"{self.loss:.4f}", self.recipe, *(f"{share:.1%}" for share in spread), seconds)
-        return f"| {' | '.join(cells)} |"
+        return markdown_row(cells)
 
 
 class Recorded:
@@ -199,16 +199,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="evaluations of which the CPU seconds are measured")
     parser.add_argument("--docs", type=Path, help="file between whose marks the table is written")
     options = parser.parse_args()
-    if options.docs and END not in options.docs.read_text().partition(BEGIN)[2]:
-        raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
+    check_marks(options.docs, BEGIN, END)
     torch.set_num_threads(1)
     rows, edge = measure(options.backend, options.orders, options.edge_orders, options.runs)
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    head = markdown_head(HEADINGS)
     sentence = f"{options.orders} random orders. {where(1, ('torch',))[:-1]}, backend {options.backend}."
     content = "\n".join([*head, *map(str, rows), "", f"{edge} {sentence}"])
-    if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

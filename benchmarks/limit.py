@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from contenders.process import TUNED
 from peers import CACHE, WORKLOADS, Course, Entrant, entrants, read
-from workload_table import insert, where
+from tables import check_marks, markdown_head, markdown_row, publish, where
 
 import raysq
 from raysq.kernels.profile import Primitive, profile
@@ -115,7 +115,7 @@ def table(title: str, primitives: Sequence[Primitive], model_ms: float, peak: fl
     rest = max(0.0, model_ms - sum(p.ms for p in int8))
     in_float = sum(p.ms for p in primitives if not p.is_int8)
     rows.append(f"| not int8 products | float products {in_float:.3g} ms | | {rest:.3g} | {rest / model_ms:.0%} | | |")
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    head = markdown_head(HEADINGS)
     return "\n".join([f"**{title}**, {model_ms:.3g} ms", "", *head, *rows])
 
 
@@ -123,7 +123,7 @@ def _line(kind: str, sizes: str, primitives: Sequence[Primitive], model_ms: floa
     ms = sum(p.ms for p in primitives)
     tops = 2 * sum(p.macs for p in primitives) / (1e9 * ms)
     cells = (kind, sizes, len(primitives), f"{ms:.3g}", f"{ms / model_ms:.0%}", f"{tops:.3f}", f"{tops / peak:.0%}")
-    return f"| {' | '.join(map(str, cells))} |"
+    return markdown_row(cells)
 
 
 def measured(course: Course, workload: str, row: Entrant, peak: float) -> str:
@@ -153,8 +153,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="holds what is tuned")
     parser.add_argument("--docs", type=Path, help="file between whose marks the tables are written")
     options = parser.parse_args()
-    if options.docs and END not in options.docs.read_text().partition(BEGIN)[2]:
-        raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
+    check_marks(options.docs, BEGIN, END)
     os.sched_setaffinity(0, [options.core])
     torch.set_num_threads(1)
     course = Course(options.cache.resolve(), [options.core], 1, options.tolerance, rounds=1)
@@ -163,9 +162,7 @@ def main() -> None:
     tables = [measured(course, workload, row, peak) for workload in options.workloads for row in rows]
     most = f"The peak: a product of two {side} × {side} matrices reaches {peak:.3f} TOPS in int8. {where(1, PACKAGES)}"
     content = "\n\n".join([most, *tables])
-    if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from ray import tune
 from ray.tune.experiment import Trial
-from workload_table import insert, where
+from tables import check_marks, markdown_head, markdown_row, publish, where
 
 from raysq.strategies.auto import Auto
 
@@ -118,12 +118,12 @@ def row(measured: Mapping[str, Any]) -> str:
         f"**{median(shares):.1%}**",
         f"{TARGETS[backend]:.0%}",
     )
-    return f"| {' | '.join(cells)} |"
+    return markdown_row(cells)
 
 
 def table(measured: Sequence[Mapping[str, Any]], threads: int) -> str:
     """Return the whole table in Markdown, with how and where it was measured."""
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    head = markdown_head(HEADINGS)
     how = (
         f"Medians over the trials of a search by `auto` with {TRIALS} trials, but for the first, which waits for its "
         "worker; parts in milliseconds. A trial that misses the goal is not timed."
@@ -148,8 +148,7 @@ def main() -> None:
         (out / f"{name}.{backend}.json").write_text(json.dumps(measured))
         return
 
-    if options.docs and END not in options.docs.read_text().partition(BEGIN)[2]:
-        raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
+    check_marks(options.docs, BEGIN, END)
     out.mkdir(parents=True, exist_ok=True)
     every = [(name, backend) for name in options.workloads for backend in options.backends]
     files = [out / f"{name}.{backend}.json" for name, backend in every]
@@ -158,9 +157,7 @@ def main() -> None:
             settings = ["--threads", str(options.threads), "--out", str(out)]
             subprocess.run([sys.executable, __file__, "--measure", *search, *settings], check=True)
     content = table([json.loads(file.read_text()) for file in files], options.threads)
-    if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from contenders.environments import Environment, EnvironmentFailure
 from contenders.job import Job
 from contenders.process import BATCH, SCORED, SINGLE, TUNED
 from contenders.turns import SETTLE_S, ContenderError, Process, busy_s, interleaved
-from workload_table import cpu, insert
+from tables import check_marks, commit, cpu, markdown_head, markdown_row, publish
 
 from raysq.goal import Goal
 from raysq.latency import ratio_of
@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "peers"
 WORKLOADS = ("digits_cnn", "cifar_mbv2", "cifar_mbv2_hard", "shakespeare_gpt", "shakespeare_gpt_outlier")
 WITH_POOLS = WORKLOADS[:3]
+BACKENDS = ("auto", "onednn", "ipex")
 BEGIN, END = "<!-- peers table -->", "<!-- end of peers table -->"
 TIMED, LOG = "timed.json", "log.txt"
 FP32 = "fp32"
@@ -269,7 +270,7 @@ def line(found: Found, fp32: float, goal: Goal, reference: Mapping[str, Sequence
     cells = [title, _trials(tuned), _seconds(tuned["to_pass"]), _in_all(tuned)]
     if found.accuracy is None:
         reason = (tuned["reason"] or found.reason).replace("|", "/")
-        return f"| {' | '.join([*cells, reason])} | – | – | – | – |"
+        return markdown_row([*cells, reason, *"––––"])
     drop = goal.drop(found.accuracy, fp32)
     cells.append(f"{found.accuracy:.4f} ({drop:.2%}){'' if goal.holds(drop) else ', **fails**'}")
     if abs(found.accuracy - tuned["accuracy"]) >= 5e-5:
@@ -280,7 +281,7 @@ def line(found: Found, fp32: float, goal: Goal, reference: Mapping[str, Sequence
         times = found.ms.get(what)
         cells.append(f"{_median(times):.3g}" if times else "–")
         cells.append(_ratio(times, reference.get(what)) if times else "–")
-    return f"| {' | '.join(cells)} |"
+    return markdown_row(cells)
 
 
 def _trials(tuned: Mapping[str, Any]) -> str:
@@ -324,7 +325,7 @@ def table(workload: str, rows: Sequence[Found], reference: str, goal: Goal) -> s
     if fp32 is None:
         raise SystemExit(f"{workload}: fp32 could not be measured: {by_name[FP32].tuned['reason']}.")
     times = by_name[reference].ms if reference in by_name else {}
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    head = markdown_head(HEADINGS)
     return "\n".join([f"**{workload}**", "", *head, *(line(row, fp32, goal, times) for row in rows)])
 
 
@@ -337,7 +338,7 @@ def footnote(rows: Sequence[Found], course: Course, others: float) -> str:
     seen = ", ".join(f"{name} {' and '.join(sorted(of))}" for name, of in sorted(packages.items()))
     disturbed = f" Others used up to {others:.0%} of the cores meanwhile." if others > DISTURBED else ""
     threads = f"{course.threads} thread{'s' if course.threads > 1 else ''}"
-    return f"{cpu()}, {threads} on {len(course.cores)} of its cores, {seen}.{disturbed}"
+    return f"{cpu()}, {threads} on {len(course.cores)} of its cores, {seen}, raysq {commit()}.{disturbed}"
 
 
 def main() -> None:
@@ -345,7 +346,7 @@ def main() -> None:
     allowed = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workloads", nargs="+", default=WORKLOADS, choices=WORKLOADS)
-    parser.add_argument("--backends", nargs="+", default=["ipex"], help="of raysq; times are divided by the first's")
+    parser.add_argument("--backends", nargs="+", default=BACKENDS, help="of raysq; times are divided by the first's")
     parser.add_argument("--only", nargs="+", help="names of rows; default all")
     parser.add_argument("--again", nargs="+", default=[], help="names of rows that are measured anew")
     parser.add_argument("--threads", type=int, default=1)
@@ -355,8 +356,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="holds environments and results")
     parser.add_argument("--docs", type=Path, help="file between whose marks the tables are written")
     options = parser.parse_args()
-    if options.docs and END not in options.docs.read_text().partition(BEGIN)[2]:
-        raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
+    check_marks(options.docs, BEGIN, END)
     cores = options.cores or allowed[: options.threads]
     course = Course(options.cache.resolve(), cores, options.threads, options.tolerance, options.rounds)
     every = entrants(options.backends)
@@ -376,9 +376,7 @@ def main() -> None:
     tables = [table(workload, rows, reference, goal) for workload, rows in found.items() if rows]
     others = max(read(course.timed(workload)).get("others", 0.0) for workload in WORKLOADS)
     content = "\n\n".join([*tables, footnote([row for rows in found.values() for row in rows], course, others)])
-    if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

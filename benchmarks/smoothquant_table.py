@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workload_table import insert, where
+from tables import check_marks, markdown_head, markdown_row, publish, where
 
 from raysq.goal import Goal
 from raysq.graph import OpType
 from raysq.kernels import base
 from raysq.kernels.base import Backend, BuiltModel
-from raysq.options import Latency, Smoothing
+from raysq.latency import Latency
 from raysq.prepared import Prepared, prepare
 from raysq.recipe import Precision, Recipe, Rounding, Transform
+from raysq.smoothing import Smoothing
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "workloads"))
@@ -149,23 +150,17 @@ def measure_int8(subject: Subject, line: Line, fp32_form: str) -> dict[str, Any]
 
 def changed(subject: Subject, line: Line) -> Recipe:
     """Return raysq's default recipe, changed as a line says."""
-    prepared = subject.prepared
+    prepared, graph = subject.prepared, subject.prepared.source.graph
     if line.advised:
         return prepared.space.default()
     ops = {
-        name: replace(config, rounding=line.rounding) if config.is_int8 and has_matrix(prepared, name) else config
+        name: replace(config, rounding=line.rounding) if config.is_int8 and graph[name].op.has_matrix else config
         for name, config in prepared.space.default().ops.items()
     }
     recipe = Recipe(ops, transforms=line.transforms)
     if line.smoothing is None:
         return recipe
     return replace(recipe, smoothing=alphas(subject, line, recipe))
-
-
-def has_matrix(prepared: Prepared, name: str) -> bool:
-    """Whether a call is a convolution or a linear layer."""
-    op = prepared.source.graph[name].op
-    return op.is_conv or op is OpType.LINEAR
 
 
 def alphas(subject: Subject, line: Line, recipe: Recipe) -> dict[str, float]:
@@ -213,14 +208,14 @@ def row(first: str, line: Line, measured: Mapping[str, Any], fp32: float, transf
         f"{seconds:.2f}" if searched else "",
         f"{counts[0]} / {counts[1]}" if counts else "not known",
     )
-    return f"| {' | '.join(cells)} |"
+    return markdown_row(cells)
 
 
 def table(names: Sequence[str], measured: Mapping[str, Mapping[str, Any]], transformer: bool) -> list[str]:
     """Return the lines of one table in Markdown."""
     last = ("seconds to find alpha", "int8 / all Linears") if transformer else ("seconds to build", "int8 / all calls")
     headings = ("workload", "recipe", "accuracy (loss)", "time / fp32 [95 %]", *last)
-    lines = [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+    lines = markdown_head(headings)
     for name in names:
         results = measured[name]
         fp32 = results[FP32.label]
@@ -247,12 +242,6 @@ def text(measured: Mapping[str, Mapping[str, Any]], threads: int) -> str:
         + where(threads, PACKAGES)
     )
     return "\n".join(parts)
-
-
-def check_marks(document: str) -> None:
-    """End the program where a document has no place for the tables."""
-    if END not in document.partition(BEGIN)[2]:
-        raise SystemExit(f"the file must hold the marks {BEGIN} and {END}, in this order: add them where it fits.")
 
 
 def measure_one(name: str, label: str, threads: int, out: Path) -> None:
@@ -285,8 +274,7 @@ def main() -> None:
         measure_one(name, label, options.threads, out)
         return
 
-    if options.docs:
-        check_marks(options.docs.read_text())
+    check_marks(options.docs, BEGIN, END)
     out.mkdir(parents=True, exist_ok=True)
     measured = {}
     for name in options.workloads:
@@ -299,9 +287,7 @@ def main() -> None:
         measured[name] = json.loads(path.read_text())
     content = text(measured, options.threads)
     (out / "tables.md").write_text(content + "\n")
-    if options.docs:
-        options.docs.write_text(insert(options.docs.read_text(), content, BEGIN, END))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from ray.tune.search import Searcher
-from workload_table import insert, where
+from tables import check_marks, insert, markdown_head, markdown_row, where
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "workloads"), str(HERE.parent / "tests")]
@@ -31,8 +31,8 @@ import raysq  # noqa: E402
 from raysq import baseline, strategies  # noqa: E402
 from raysq.job import Job  # noqa: E402
 from raysq.kernels import base  # noqa: E402
+from raysq.latency import Latency  # noqa: E402
 from raysq.op_times import measured_times  # noqa: E402
-from raysq.options import Latency  # noqa: E402
 from raysq.recipe import Recipe  # noqa: E402
 from raysq.space import SearchSpace  # noqa: E402
 from raysq.strategies import Strategy  # noqa: E402
@@ -232,8 +232,8 @@ HEADINGS = ("strategy", "trials to pass", "seconds", "trials to within 2 %", "se
 def table(name: str, cells: Mapping[str, list[str]], trials: int, seeds: int) -> str:
     """Return one table in Markdown."""
     title = f"**{name}**, at most {trials} trials, median of {seeds} seeds"
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
-    return "\n".join([title, "", *head, *(f"| {' | '.join([s, *of])} |" for s, of in cells.items())])
+    head = markdown_head(HEADINGS)
+    return "\n".join([title, "", *head, *(markdown_row([s, *of]) for s, of in cells.items())])
 
 
 def main() -> None:
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="file between whose marks the tables are written")
     parser.add_argument("--out", type=Path, default=CACHE, help="directory that keeps each problem's table")
     options = parser.parse_args()
+    check_marks(options.docs, BEGIN, END)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.problems:
         if name == SIMULATION:

@@ -1,22 +1,22 @@
 """Tunes the benchmark workloads, each in a fresh process, and writes a table of what was measured.
 
-Run it on a quiet machine: `python benchmarks/workload_table.py --readme README.md`. It prints the table, and with
---readme writes it between that file's marks.
+Run it on a quiet machine: `python benchmarks/workload_table.py --docs README.md`. It prints the table, and with
+--docs writes it between that file's marks.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tables import check_marks, markdown_head, markdown_row, publish, where
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "workloads"))
@@ -43,8 +43,7 @@ def measure(name: str, threads: int, max_trials: int) -> dict[str, Any]:
 
     import raysq
     from raysq.kernels import ipex
-    from raysq.latency import pair
-    from raysq.options import Latency
+    from raysq.latency import Latency, pair
 
     model, calib, eval_fn, _, _ = workloads.load(name)
     start = time.monotonic()
@@ -88,38 +87,16 @@ def row(measured: Mapping[str, Any]) -> str:
         str(measured["trials"]),
         f"{measured['seconds']:.0f}",
     )
-    return f"| {' | '.join(cells)} |"
+    return markdown_row(cells)
 
 
 def table(rows: list[Mapping[str, Any]], threads: int) -> str:
     """Return the whole table in Markdown, with where it was measured."""
-    head = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
+    head = markdown_head(HEADINGS)
     goal = (
         "Goal: at most 1 % relative loss. Times are ratios of interleaved runs on one batch to the fastest fp32 form."
     )
     return "\n".join([*head, *map(row, rows), "", f"{goal} {where(threads, PACKAGES)}"])
-
-
-def where(threads: int, packages: Sequence[str]) -> str:
-    """Return what a table was measured on and with, as a sentence."""
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
-    return f"{cpu()}, {threads} thread{'s' if threads > 1 else ''}, Python {platform.python_version()}, {versions}."
-
-
-def cpu() -> str:
-    """Return the processor's name and the instruction sets that matter."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8"} & set(fields.get("flags", "").split())
-    return f"{fields.get('model name', platform.processor())} ({', '.join(sorted(flags)) or 'no int8 instructions'})"
-
-
-def insert(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
-    """Return `text` with what stands between two marks replaced."""
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def main() -> None:
@@ -129,7 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-trials", type=int, default=50)
     parser.add_argument("--out", type=Path, help="directory for table.md and a JSON per workload")
-    parser.add_argument("--readme", type=Path, help="file between whose marks the table is written")
+    parser.add_argument("--docs", type=Path, help="file between whose marks the table is written")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -137,6 +114,7 @@ def main() -> None:
         (options.out / f"{options.measure}.json").write_text(json.dumps(measured, indent=1))
         return
 
+    check_marks(options.docs, BEGIN, END)
     out = options.out or Path(tempfile.mkdtemp(prefix="raysq_benchmark_"))
     out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -146,9 +124,7 @@ def main() -> None:
         rows.append(json.loads((out / f"{name}.json").read_text()))
     content = table(rows, options.threads)
     (out / "table.md").write_text(content + "\n")
-    if options.readme:
-        options.readme.write_text(insert(options.readme.read_text(), content))
-    print(content)
+    publish(content, options.docs, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from raysq.deployed import Deployed
-from raysq.errors import StorageError
+from raysq.errors import ModelError, StorageError, shown
 from raysq.kernels.cpu import instruction_sets
+from raysq.plain_data import from_json
 from raysq.recipe import Precision
 
 __all__ = ["WARM_UP_RUNS", "ScriptedModel", "load", "write_signature"]
@@ -54,10 +55,11 @@ class ScriptedModel:
 
     @cached_property
     def size_bytes(self) -> int:
-        """Size of the artifact."""
-        buffer = io.BytesIO()
-        torch.jit.save(self.script, buffer)
-        return buffer.tell()
+        """Size of the artifact, as a file: TorchScript would hold it three times to write it to a buffer."""
+        with tempfile.TemporaryDirectory(prefix="raysq-") as directory:
+            path = Path(directory) / MODEL_FILE
+            torch.jit.save(self.script, str(path))
+            return path.stat().st_size
 
     def save(self, directory: Path) -> None:
         """Write model.pt, which torch.jit.load reads, how it is called, and configure.json where there is one."""
@@ -87,21 +89,42 @@ def load(directory: Path) -> Deployed:
     from raysq.kernels import base
 
     try:
-        signature = json.loads((directory / SIGNATURE_FILE).read_text())
-        example = torch.load(directory / EXAMPLE_FILE, weights_only=True)
-    except (OSError, ValueError, RuntimeError) as exc:
-        raise StorageError(f"{directory} holds no saved raysq model: {exc}") from exc
-    engine = base.get(signature["backend"])  # its kernels must be registered before the graph is read
-    missing = set(signature["isa"]) - set(instruction_sets())
+        signature = from_json((directory / SIGNATURE_FILE).read_bytes())
+        backend, isa = str(signature["backend"]), {str(name) for name in signature["isa"]}
+        with torch.no_grad():
+            example = tuple(_tensor(value) for value in torch.load(directory / EXAMPLE_FILE, weights_only=True))
+    except Exception as exc:  # of a damaged file torch raises whatever its bytes lead to
+        raise StorageError(_damaged(directory, exc)) from exc
+    engine = base.get(backend)  # its kernels must be registered before the graph is read
+    missing = isa - set(instruction_sets())
     if missing:
         log.warning(
             "the model was tuned on a CPU with %s; this one lacks it: measure again.", ", ".join(sorted(missing))
         )
-    if isinstance(engine, base.Storing):
-        script = engine.read(directory, tuple(example))
-    else:
-        script = torch.jit.load(str(directory / MODEL_FILE))
-    with torch.no_grad():
-        for _ in range(WARM_UP_RUNS):
-            script(*example)
-    return Deployed.load(script, signature)
+    try:
+        if isinstance(engine, base.Storing):
+            script = engine.read(directory, example)
+        else:
+            script = torch.jit.load(str(directory / MODEL_FILE))
+        with torch.no_grad():
+            for _ in range(WARM_UP_RUNS):
+                script(*example)
+        return Deployed.load(script, signature)
+    except ModelError:
+        raise
+    except Exception as exc:  # likewise, and OpenVINO
+        raise StorageError(_damaged(directory, exc)) from exc
+
+
+def _tensor(value: object) -> Tensor:
+    if type(value) is not Tensor:
+        raise TypeError(f"{EXAMPLE_FILE} holds tensors, got {shown(value)}")
+    return value
+
+
+def _damaged(directory: Path, exc: Exception) -> str:
+    if isinstance(exc, FileNotFoundError):
+        return f"{directory} holds no saved raysq model: {exc.filename} is missing. Pass what `save` was given."
+    lines = str(exc).strip().splitlines()
+    what = f"{type(exc).__name__}: {lines[0] if lines else ''}"
+    return f"{directory} holds no saved raysq model, or a damaged one ({what}). Save it again."

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from raysq.graph import Call
 from raysq.intercept import Interceptor, Operands, Site
-from raysq.kernels.base import CallTime, Source
+from raysq.kernels.base import CallTime
 from raysq.kernels.cpu import has_bf16
 from raysq.kernels.profile import Primitive, profile
 from raysq.recipe import Precision
+from raysq.source import Source
 
 if TYPE_CHECKING:
     from raysq.kernels.base import BuiltModel

@@ -21,9 +21,10 @@ from torch import Tensor
 from raysq.errors import BackendError
 from raysq.flattened import Flattened
 from raysq.intercept import Interceptor, Operands, Site
+from raysq.kernels.tracing import TRACEABLE
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
+    from raysq.source import Source
 
 __all__ = ["MARK", "Captured", "capture"]
 
@@ -58,7 +59,7 @@ def capture(source: Source) -> Captured:
             with Interceptor(source.model, _marked, out_of_place=source.graph.out_of_place):
                 traced = torch.jit.trace(flat, flat.example, check_trace=False, strict=False)
         except Exception as exc:
-            raise BackendError(f"TorchScript can't trace the model: {exc}") from exc
+            raise BackendError(f"TorchScript can't trace the model: {exc}\n{TRACEABLE}") from exc
     graph = traced.inlined_graph
     torch._C._jit_pass_cse(graph)
     return Captured(graph, flat, _with_parameters_as_inputs(graph))

@@ -6,7 +6,7 @@ import functools
 import platform
 from pathlib import Path
 
-__all__ = ["governor", "has_bf16", "instruction_sets", "lacks_vnni", "model_name", "physical_cores"]
+__all__ = ["among", "governor", "has_bf16", "instruction_sets", "lacks_vnni", "model_name", "physical_cores"]
 
 KNOWN = (
     "avx2",
@@ -40,8 +40,13 @@ def _values(key: str) -> list[str]:
 @functools.cache
 def instruction_sets() -> tuple[str, ...]:
     """Return the instruction sets that matter to int8 and bf16 kernels."""
-    flags = set((_values("flags") or _values("Features") or [""])[0].split())
-    return tuple(name for name in KNOWN if name in flags)
+    return among((_values("flags") or _values("Features") or [""])[0])
+
+
+def among(flags: str) -> tuple[str, ...]:
+    """Return those of a CPU's flags, as /proc/cpuinfo lists them, that matter to int8 and bf16 kernels."""
+    given = set(flags.split())
+    return tuple(name for name in KNOWN if name in given)
 
 
 def lacks_vnni() -> bool:

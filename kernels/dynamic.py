@@ -5,7 +5,6 @@ Only modules can be swapped, so a functional call or a module that is called twi
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.nn import quantized as nnq
 from torch.ao.nn.quantized import dynamic as nnqd
 from torch.ao.nn.quantized.dynamic.modules.rnn import PackedParameter
 
 from raysq.arithmetic import QParams
+from raysq.copies import shared_copy
 from raysq.graph import ModelGraph, OpType
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
@@ -39,7 +39,7 @@ def swap_dynamic(
     ]
     if not dynamic:
         return model, dict(plans)
-    swapped = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    swapped = shared_copy(model)
     uses = Counter(call.module for call in graph.calls)
     plans = dict(plans)
     for name in dynamic:
@@ -72,9 +72,9 @@ def _quantized(module: nn.Module, op: OpType, plan: CallPlan) -> nn.Module | Non
     """Return torch's dynamic form of a module with the plan's scales, or None if it has none."""
     params = plan.weights or {}
     if op is OpType.LINEAR and type(module) is nn.Linear:
-        return _linear(module, params[0])
+        return _Linear(module, params[0], plan.config.activation.reduce_range)
     if op is OpType.LSTM and type(module) is nn.LSTM and module.bias and module.proj_size == 0:
-        return _lstm(module, params)
+        return _lstm(module, params, plan.config.activation.reduce_range)
     if op is OpType.EMBEDDING_BAG and type(module) is nn.EmbeddingBag and _sums(module):
         return _embedding_bag(module, params[0])
     return None
@@ -85,13 +85,22 @@ def _sums(module: nn.EmbeddingBag) -> bool:
     return module.mode == "sum" and module.padding_idx is None and module.max_norm is None
 
 
-def _linear(module: nn.Linear, params: QParams) -> nnqd.Linear:
-    linear = nnqd.Linear(module.in_features, module.out_features, bias_=module.bias is not None, dtype=torch.qint8)
-    linear.set_weight_bias(quantized_weight(module.weight.detach(), params), module.bias)
-    return linear
+class _Linear(nnqd.Linear):
+    """torch's dynamic linear, which always takes 7 bits, with as many as the recipe says."""
+
+    def __init__(self, module: nn.Linear, params: QParams, reduce_range: bool) -> None:
+        super().__init__(module.in_features, module.out_features, bias_=module.bias is not None, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+        self.set_weight_bias(quantized_weight(module.weight.detach(), params), module.bias)
+        self.reduce_range = reduce_range
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize the input by its own range and multiply."""
+        packed = self._packed_params._packed_params
+        result: Tensor = torch.ops.quantized.linear_dynamic(x, packed, reduce_range=self.reduce_range)
+        return result
 
 
-def _lstm(module: nn.LSTM, params: Mapping[int, QParams]) -> nnqd.LSTM:
+def _lstm(module: nn.LSTM, params: Mapping[int, QParams], reduce_range: bool) -> nnqd.LSTM:
     lstm = nnqd.LSTM(
         module.input_size,
         module.hidden_size,
@@ -110,7 +119,6 @@ def _lstm(module: nn.LSTM, params: Mapping[int, QParams]) -> nnqd.LSTM:
             torch.ops.quantized.linear_prepack(quantized_weight(flat[i + j], params[i + j]), biases[j])
             for j in range(2)
         ]
-        reduce_range = True  # torch's own choice for every dynamic module: FBGEMM's products saturate without VNNI
         cell = torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, *biases, reduce_range)
         cells.append(PackedParameter(cell))
     lstm._all_weight_values = nn.ModuleList(cells)

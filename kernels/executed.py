@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Built = TypeVar("Built", bound=BuiltModel)
 
-__all__ = ["NOT_FUSED", "OPS", "ExecutedOp", "executed_ops", "executed_precisions", "unfused", "without_unfused"]
+__all__ = ["NOT_FUSED", "ExecutedOp", "executed_ops", "executed_precisions", "key_of", "unfused", "without_unfused"]
 
 FUSED_GROUP = "ipex::LlgaFusionGroup"
 OPS = {  # part of a TorchScript op's name, and the kinds of call that it computes
@@ -111,7 +111,7 @@ def _take(
     call: Call, scoped: Mapping[tuple[str, str], list[Precision]], lost: dict[str, int], wanted: Precision
 ) -> Precision:
     """Return how a call ran: the next op of its kind in its module, else one whose scope was lost."""
-    key = next(key for key, ops in OPS.items() if call.op in ops)
+    key = key_of(call)
     own = scoped.get((call.module, key))
     if own:
         return own.pop(0)
@@ -121,6 +121,11 @@ def _take(
             return Precision.INT8
         return Precision.FP32
     return wanted
+
+
+def key_of(call: Call) -> str:
+    """Return the key of the ops that compute a call."""
+    return next(key for key, kinds in OPS.items() if call.op in kinds)
 
 
 def executed_ops(graph: Any, *, fused: bool = False) -> Iterator[ExecutedOp]:

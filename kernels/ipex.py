@@ -12,10 +12,11 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,45 +26,70 @@ import torch
 from torch import Tensor, nn
 
 from raysq.arithmetic import QParams
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened, forward_signature
 from raysq.graph import OpType
-from raysq.intercept import Interceptor
+from raysq.insertion import Insertion
+from raysq.intercept import POOLS, Interceptor, with_strides
 from raysq.kernels import grids
-from raysq.kernels.base import CallTime, Capabilities, OpCapability, Source, check
+from raysq.kernels.base import TRY_ELSEWHERE, CallTime, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.call_times import call_times
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import executed_precisions, without_unfused
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
-from raysq.kernels.insertion import Insertion
-from raysq.kernels.qconf import fill, is_smoothed
+from raysq.kernels.qconf import fill, is_smoothed, why_not
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Granularity, Precision, Recipe, TensorConfig
+from raysq.source import Source
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Engine", "extension", "frozen", "prepare", "summary"]
+__all__ = ["Engine", "extension", "frozen", "prepare", "summary", "without_fusions"]
 
 log = logging.getLogger("raysq")
 
 
 FP32_FORM, BF16_FORM = "ipex", "ipex bf16"
+CONSTANT = "it reads the same whatever the inputs are, and oneDNN Graph crashes on a call that freezing computes"
 SMOOTH_MAPPING = "ipex.quantization.get_smooth_quant_qconfig_mapping"
 
 
 def extension() -> ModuleType:
     """Import the extension without the warnings that it prints for its own developers."""
+    # IPEX imports torch's compiler, which would start processes that wait to compile for a GPU, here and in each
+    # worker: 5 s of CPU and 0.6 GB
+    os.environ.setdefault("TORCH_WARM_POOL", "0")
     with warnings.catch_warnings(action="ignore"), _quiet_stderr():
         import intel_extension_for_pytorch as ipex
     logging.getLogger("IPEX").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="JIT pass will be deprecated")  # raised whenever a shape is compiled
+    warnings.filterwarnings("ignore", message="Conv1d channels last support")  # of an IPEX that will never be
     warnings.filterwarnings("ignore", message=".*an autograd kernel was not registered")  # its own calls have gradients
     return ipex  # type: ignore[no-any-return]
+
+
+@contextmanager
+def without_fusions() -> Iterator[None]:
+    """Keep IPEX, where something has loaded it, out of what TorchScript optimizes in here.
+
+    It rewrites every graph of its process, and fails on some: on the masked attention of a graph in which products were
+    replaced, and on a batch norm after a concatenation whose shapes no call has profiled.
+    """
+    ipex = sys.modules.get("intel_extension_for_pytorch")
+    if ipex is None or not ipex._C.get_jit_opt():
+        yield
+        return
+    ipex.enable_onednn_fusion(False)
+    try:
+        yield
+    finally:
+        ipex.enable_onednn_fusion(True)
 
 
 class _quiet_stderr(AbstractContextManager[None]):
@@ -80,7 +106,7 @@ class _quiet_stderr(AbstractContextManager[None]):
         os.close(self._saved)
 
 
-class Numerics:
+class QuantizeDequantize:
     """torch's own quantize and dequantize, which oneDNN Graph recognises."""
 
     def __init__(self) -> None:
@@ -152,7 +178,8 @@ class Engine:
                 (Precision.INT8, Precision.FP32), both, grids.U8, grids.WEIGHTS, (Granularity.PER_CHANNEL,)
             ),
         }
-        if lacks_vnni():  # measured on AVX2: a sum fused into a convolution is wrong, int8 pools don't compile
+        # measured on AVX2, with VNNI or without: a sum fused into a convolution is wrong, int8 pools don't compile
+        if "avx512_vnni" not in instruction_sets():
             ops = {op: capability for op, capability in ops.items() if capability is not passive}
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
 
@@ -176,13 +203,21 @@ class Engine:
         precision = Precision.BF16 if dtype is torch.bfloat16 else Precision.FP32
         return build_form(source, optimize, self.name, precision, autocast)
 
+    def unseen(self, source: Source) -> Mapping[str, str]:
+        """Return the calls that depend on no input of the model, and why they stay in float."""
+        kinds = self.capabilities().ops
+        return {name: CONSTANT for name in source.graph.constant_calls if source.graph[name].op in kinds}
+
     def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
         """Build a recipe; calls that oneDNN Graph does not fuse are left in float by a second build."""
         extension()
         check(recipe, source, self.capabilities())
         scaled = source.under(recipe)
-        built, idle = without_unfused(lambda idle: self._insert(scaled, scaled.planner.plan(recipe, idle)))
-        return replace(built, configure=partial(self._to_save, source, recipe, idle))
+        constant = {name: reason for name, reason in self.unseen(source).items() if recipe.config(name).is_int8}
+        built, unfused = without_unfused(
+            lambda unfused: self._insert(scaled, scaled.planner.plan(recipe, {**constant, **unfused}))
+        )
+        return replace(built, configure=partial(self._to_save, source, recipe, {**constant, **unfused}))
 
     def call_times(self, source: Source, recipe: Recipe) -> dict[str, CallTime]:
         """Time the calls of a model in float, and those of a recipe that oneDNN runs in int8."""
@@ -208,9 +243,11 @@ class Engine:
             BackendError: a qconf can't express it, or IPEX can't prepare the model.
         """
         check(recipe, source, self.capabilities())
-        reasons = recipe.why_not_qconf()
+        reasons = why_not(recipe)
         if reasons:
-            raise BackendError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
+            raise BackendError(
+                f"a qconf can't express this recipe: {'; '.join(reasons)}. Leave that out, or the qconf."
+            )
         plans = replace(source, absorb=False).under(recipe).planner.plan(recipe, idle)
         smooth = any(plan.config.is_int8 and plan.multiplier is not None for plan in plans.values())
         return fill(summary(source, smooth), source.graph, plans, source.stats)
@@ -236,13 +273,14 @@ class Engine:
                     prepared(*args, **kwargs)
                 converted = extension().quantization.convert(prepared)
             except Exception as exc:
-                raise BackendError(f"IPEX can't calibrate the model: {exc}") from exc
+                raise BackendError(f"IPEX can't calibrate the model: {exc}\n{TRY_ELSEWHERE}") from exc
         return frozen(source, converted, self.name)
 
     def _insert(self, source: Source, plans: Mapping[str, CallPlan]) -> ScriptedModel:
+        _forget_packed()
         model, plans = swap_dynamic(source.channels_last, source.graph, plans)
         flat = Flattened(model, source.args, source.kwargs)
-        insertion = Insertion(plans, Numerics())
+        insertion = Insertion(plans, QuantizeDequantize())
         script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
         warm_up(script, flat)
         executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)
@@ -255,11 +293,20 @@ def frozen(source: Source, converted: nn.Module, backend: str) -> ScriptedModel:
     Raises:
         BackendError: it can't be traced or run.
     """
+    _forget_packed()
     flat = Flattened(converted, source.args, source.kwargs)
     script = freeze(flat)
     warm_up(script, flat)
     like = Flattened(source.model, source.args, source.kwargs)  # a converted model returns a dict for a ModelOutput
     return ScriptedModel(backend, script, Deployed.of(script, like), {}, {}, flat.example)
+
+
+def _forget_packed() -> None:
+    """Let oneDNN Graph drop the weights that it packed: it keeps even those of kernels that are gone.
+
+    Turning the cache on is what empties it. Kernels that are still there pack theirs again when they run next.
+    """
+    extension()._C._jit_set_llga_weight_cache_enabled(True)
 
 
 def summary(source: Source, smooth: bool = False) -> dict[str, Any]:
@@ -299,6 +346,8 @@ def prepare(source: Source, smooth: bool = False) -> Any:
             given = {"example_kwarg_inputs": dict(bound.arguments)}
         with torch.no_grad():
             model = copy.deepcopy(source.model)  # `inplace=False` copies too, after it has changed the weights' layout
+            if any(call.op in POOLS for call in source.graph.calls):
+                model = with_strides(model)
             return quantization.prepare(model, mapping, inplace=True, **given)
     except Exception as exc:
-        raise BackendError(f"IPEX can't prepare the model: {exc}") from exc
+        raise BackendError(f"IPEX can't prepare the model: {exc}\n{TRY_ELSEWHERE}") from exc

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.errors import BackendError, RecipeError
 from raysq.graph import Call, ModelGraph, OpType
 from raysq.kernels import ipex
-from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.base import TRY_ELSEWHERE, check
 from raysq.kernels.built import ScriptedModel
-from raysq.kernels.executed import NOT_FUSED, OPS, executed_ops, without_unfused
-from raysq.kernels.qconf import Op, is_smoothed, match, ops_of
+from raysq.kernels.executed import NOT_FUSED, executed_ops, key_of, without_unfused
+from raysq.kernels.qconf import Op, is_smoothed, match, ops_of, why_not
 from raysq.recipe import Approach, Precision, Recipe
+from raysq.source import Source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,15 +71,17 @@ class Engine:
     def unseen(self, source: Source) -> Mapping[str, str]:
         """Return the calls that IPEX doesn't record as raysq does, and why."""
         if self._unseen[0] is not source:
-            self._unseen = source, _unseen(source, self.capabilities())
+            self._unseen = source, {**_unseen(source, self.capabilities()), **self._ipex.unseen(source)}
         return self._unseen[1]
 
     def build(self, source: Source, recipe: Recipe) -> ScriptedModel:
         """Build a recipe; calls that a qconf can't name or smooth, or that nothing fuses, are left in float."""
         check(recipe, source, self.capabilities())
-        reasons = recipe.why_not_qconf()
+        reasons = why_not(recipe)
         if reasons:
-            raise RecipeError(f"a qconf can't express this recipe: {'; '.join(reasons)}.")
+            raise RecipeError(
+                f'a qconf can\'t express this recipe: {"; ".join(reasons)}. Change that, or pass `backend="ipex"`.'
+            )
         idle = {name: reason for name, reason in self.unseen(source).items() if recipe.config(name).is_int8}
         idle |= self._not_smoothed(source.graph, recipe)
         return without_unfused(lambda unfused: self._convert(source, recipe, {**idle, **unfused}))[0]
@@ -93,7 +97,7 @@ class Engine:
             try:
                 converted = ipex.extension().quantization.convert(prepared_model(source, qconf), inplace=True)
             except Exception as exc:
-                raise BackendError(f"IPEX can't convert the model: {exc}") from exc
+                raise BackendError(f"IPEX can't convert the model: {exc}\n{TRY_ELSEWHERE}") from exc
         built = ipex.frozen(source, converted, self.name)
         wanted = [name for name in recipe.int8_calls if name not in idle]
         int8 = _run_in_int8(torch._C._last_executed_optimized_graph(), source.graph, wanted, _scopes(qconf))
@@ -121,7 +125,7 @@ def prepared_model(source: Source, qconf: Mapping[str, Any]) -> nn.Module:
         try:
             prepared.load_qconf_summary(str(path))  # type: ignore[operator]  # IPEX adds it
         except Exception as exc:
-            raise BackendError(f"IPEX can't load the configuration: {exc}") from exc
+            raise BackendError(f"IPEX can't load the configuration: {exc}\n{TRY_ELSEWHERE}") from exc
     return prepared
 
 
@@ -165,11 +169,11 @@ def _run_in_int8(graph: Any, model: ModelGraph, wanted: Iterable[str], scopes: M
         ran[op.module or "", op.key].append(op.precision)
     kernels = Counter(key for (_, key), found in ran.items() for p in found if p is Precision.INT8)
     named = set(wanted)
-    asked = Counter(_key(model[name]) for name in named)
+    asked = Counter(key_of(model[name]) for name in named)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for call in model.calls:
         if call.name in scopes:
-            groups[scopes[call.name], _key(call)].append(call.name)
+            groups[scopes[call.name], key_of(call)].append(call.name)
     int8: set[str] = set()
     for (scope, key), calls in groups.items():
         mine, found = [name for name in calls if name in named], ran[scope, key]
@@ -178,7 +182,3 @@ def _run_in_int8(graph: Any, model: ModelGraph, wanted: Iterable[str], scopes: M
         elif len(found) == len(calls):
             int8.update(n for n, p in zip(calls, found, strict=True) if n in named and p is Precision.INT8)
     return int8
-
-
-def _key(call: Call) -> str:
-    return next(key for key, kinds in OPS.items() if call.op in kinds)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ __all__ = ["Packing", "lower", "unlowerable"]
 
 UINT8, FLOAT32, BFLOAT16 = 0, 6, 15  # TorchScript's numbers of the types
 WINDOW = (3, 4, 5)  # operands of a convolution's node: stride, padding, dilation
-KEPT_WEIGHTS = 4  # per call: recipes that are tried one after the other alternate between few
+KEPT_BYTES = 256 << 20  # of weights that the last recipe hasn't: those that are tried in turn alternate between few
 
 
 # quantizes to uint8 and passes the memory on as such: `int_repr` copies it, which takes 20 times as long as quantizing
@@ -49,10 +50,23 @@ def _quantizing() -> torch.jit.CompilationUnit:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Packed weights of a model, kept from recipe to recipe: by call, what they were made of, latest last."""
+class _Packed:
+    """A packed weight, and the parameter that it was made of as long as anyone else holds that."""
 
-    weights: dict[str, OrderedDict[tuple[object, ...], tuple[nn.Parameter, Any]]] = field(default_factory=dict)
+    parameter: weakref.ref[nn.Parameter]
+    module: Any
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes: the integers as they are stored, and in the kernel's layout."""
+        return 2 * int(self.module.weight.nbytes)
+
+
+class Packing:
+    """Packed weights of a model, kept from recipe to recipe: those of the last one, and `KEPT_BYTES` of others."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[object, ...], _Packed] = OrderedDict()  # the latest used last
 
     def get(self, call: Call, kernel: Fused, parameter: nn.Parameter) -> Any:
         """Return the module that holds the weight of a call, packed for its kernel."""
@@ -61,18 +75,33 @@ class Packing:
         scales = plan.weights[0]
         grid = (float(params.scale), int(params.zero_point)) if kernel.is_convolution else ()
         rounded = None if plan.rounded is None else plan.rounded.tobytes()
-        key = (id(parameter), scales.scale.tobytes(), scales.zero_point.tobytes(), scales.grid, rounded, grid)
-        kept = self.weights.setdefault(call.name, OrderedDict())
-        if key not in kept:
-            kept[key] = (parameter, self._packed(call, kernel, parameter, scales))  # held: its id must stay its own
-            if len(kept) > KEPT_WEIGHTS:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key][1]
+        what = (scales.scale.tobytes(), scales.zero_point.tobytes(), scales.grid, rounded, grid)
+        key = (call.name, id(parameter), *what)
+        known = self.kept.get(key)
+        if known is None or known.parameter() is not parameter:  # an id may be given again
+            known = _Packed(weakref.ref(parameter), self._packed(call, kernel, parameter, scales))
+            self.kept[key] = known
+        self.kept.move_to_end(key)
+        return known.module
+
+    def trim(self, latest: int) -> None:
+        """Forget what was made of parameters that are gone, and the oldest of what is too much.
+
+        Args:
+            latest: how many of the last used are kept in any case.
+        """
+        others = list(self.kept.items())[: len(self.kept) - latest]
+        left = KEPT_BYTES
+        for key, packed in reversed(others):
+            left -= packed.nbytes
+            if left < 0 or packed.parameter() is None:
+                del self.kept[key]
 
     def _packed(self, call: Call, kernel: Fused, parameter: nn.Parameter, scales: QParams) -> Any:
         exact = weight_of(call, parameter.detach().numpy()) if kernel.plan.rounded is None else kernel.plan.rounded
-        weight = torch.from_numpy(quantize(exact, scales).astype(np.int8))
+        weight = torch.from_numpy(
+            np.ascontiguousarray(quantize(exact, scales), np.int8)
+        )  # packing reads memory in order
         scale, zero = (torch.from_numpy(np.atleast_1d(v)) for v in (scales.scale, scales.zero_point))
         if not kernel.is_convolution:
             return packed_linear(weight, scale, zero)
@@ -142,6 +171,7 @@ class _Lowering:
         kernels = fuse(int8, self._plans, order, alone=not self._shared)
         for number, kernel in enumerate(kernels):
             self._emit(number, kernel)
+        self._kept.trim(len(kernels))
         for node in self._graph.findAllNodes("aten::view"):
             if _is_resize(node):  # what a convolution returns may have another layout here, which `view` refuses
                 self._instead(node, "aten::reshape")

@@ -11,22 +11,27 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.deployed import Deployed
 from raysq.graph import OpType
 from raysq.kernels import grids
-from raysq.kernels.base import CallTime, Capabilities, OpCapability, Source, check
-from raysq.kernels.built import ScriptedModel
+from raysq.kernels.base import CallTime, check
+from raysq.kernels.built import MODEL_FILE, ScriptedModel
 from raysq.kernels.call_times import call_times
 from raysq.kernels.captured import Captured, capture
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.floats import FORMS, build_form, warm_up
+from raysq.kernels.ipex import without_fusions
 from raysq.kernels.lowering import Packing, lower, unlowerable
 from raysq.kernels.packed import packed_linear
 from raysq.recipe import Approach, Precision, Recipe
+from raysq.source import Source
 
 if TYPE_CHECKING:
     from raysq.plan import CallPlan
@@ -79,7 +84,7 @@ class Engine:
         scaled = source.under(recipe)
         plans = scaled.planner.plan(recipe, unlowerable(captured, source.graph))
         script = lower(captured, scaled.model, scaled.graph, plans, source.derived.setdefault(Packing, Packing()))
-        with _optimized_at_once():
+        with without_fusions(), _optimized_at_once():
             warm_up(script, captured.flat, runs=1)
         return ScriptedModel(
             self.name,
@@ -89,6 +94,13 @@ class Engine:
             {name: p.reason for name, p in plans.items() if p.reason and p.config.precision is not Precision.FP32},
             captured.flat.example,
         )
+
+    def read(self, directory: Path, example: tuple[Tensor, ...]) -> Any:
+        """Return the script that a build saved, optimized as the build was."""
+        script = torch.jit.load(str(directory / MODEL_FILE))
+        with without_fusions(), _optimized_at_once(), torch.no_grad():
+            script(*example)
+        return script
 
     def call_times(self, source: Source, recipe: Recipe) -> dict[str, CallTime]:
         """Time the calls of a model in float, and those of a recipe that run in int8."""

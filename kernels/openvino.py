@@ -11,12 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened
 from raysq.graph import OpType
 from raysq.kernels import grids
-from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.base import TRY_ELSEWHERE, check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
 from raysq.kernels.executed import without_unfused
@@ -26,6 +27,7 @@ from raysq.kernels.ov_insertion import inserted
 from raysq.kernels.ov_network import Network, OpenVINOModel, runtime
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Precision, Recipe
+from raysq.source import Source
 
 __all__ = ["Engine"]
 
@@ -110,7 +112,7 @@ class Engine:
         try:
             network(*flat.example)
         except Exception as exc:
-            raise BackendError(f"OpenVINO can't run the model on the example inputs: {exc}") from exc
+            raise BackendError(f"OpenVINO can't run the model on the example inputs: {exc}\n{TRY_ELSEWHERE}") from exc
         return network
 
 

@@ -16,11 +16,12 @@ from raysq.errors import BackendError
 from raysq.flattened import Flattened
 from raysq.graph import Call, ModelGraph
 from raysq.intercept import Interceptor, Operands, Site
-from raysq.kernels.base import Source
+from raysq.kernels.base import TRY_ELSEWHERE
 from raysq.kernels.executed import NOT_FUSED
 from raysq.kernels.ov_network import runtime
 from raysq.plan import CallPlan
 from raysq.recipe import Precision
+from raysq.source import Source
 
 __all__ = ["OUTPUT", "WEIGHT", "Marked", "marked", "precisions"]
 
@@ -122,7 +123,7 @@ def _converted(source: Source) -> Marked:
             front = FrontEndManager().load_by_framework("pytorch")
             model = front.convert(front.load(decoder))
         except Exception as exc:
-            raise BackendError(f"OpenVINO can't convert the model: {exc}") from exc
+            raise BackendError(f"OpenVINO can't convert the model: {exc}\n{TRY_ELSEWHERE}") from exc
     return Marked(model, flat, source.graph)
 
 

@@ -6,13 +6,14 @@ What `insertion.py` does to a model that is traced, done after the conversion: t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysq.arithmetic import QParams
-from raysq.graph import Call, activation_axis
+from raysq.graph import Call, ModelGraph, OpType, activation_axis
 from raysq.kernels.ov_graph import WEIGHT, Marked
 from raysq.kernels.ov_network import runtime
 from raysq.plan import CallPlan
@@ -36,6 +37,7 @@ def inserted(marked: Marked, plans: Mapping[str, CallPlan]) -> Any:
 
     model = marked.model.clone()
     rounding = _Rounding()
+    plans = _before_pools(plans, marked.graph)
     for call, place, node in marked.places(model):
         node.output(0).replace(rounding.planned(node.input_value(0), call, place, plans.get(call.name)))
     passes = Manager()
@@ -43,6 +45,34 @@ def inserted(marked: Marked, plans: Mapping[str, CallPlan]) -> Any:
     passes.run_passes(model)
     compress_quantize_weights_transformation(model)  # weights become int8 constants
     return model
+
+
+def _before_pools(plans: Mapping[str, CallPlan], graph: ModelGraph) -> Mapping[str, CallPlan]:
+    """Return the same plans, rounding before a max pool what would be rounded behind it.
+
+    The largest of rounded values is the rounded largest value, so both compute the same bits. The pool then runs on
+    integers, whatever the recipe has it in, and nothing stands between it and the call that reads them.
+    """
+    found = dict(plans)
+    for call in reversed(graph.calls):
+        for place, params in enumerate(found[call.name].inputs if call.name in found else ()):
+            plan = found[call.name]
+            pool, alone = graph.producer(call.name, place)
+            if params is None or pool is None or pool.op is not OpType.MAX_POOL or not _rounds(plan):
+                continue
+            if place == 0 and plan.multiplier is not None:
+                continue
+            known = found.get(pool.name)
+            if alone:
+                found[pool.name] = CallPlan(plan.config, (params,))
+            elif known is None or not _rounds(known) or known.inputs[0] is not params:
+                continue
+            found[call.name] = replace(plan, inputs=(*plan.inputs[:place], None, *plan.inputs[place + 1 :]))
+    return found
+
+
+def _rounds(plan: CallPlan) -> bool:
+    return plan.config.is_int8 and not plan.reason
 
 
 class _Rounding:
@@ -67,7 +97,7 @@ class _Rounding:
             return x
         if place == 0 and plan.multiplier is not None:
             x = self._channelwise(self._ops.multiply, x, plan.multiplier, call)
-        if plan.reason or not plan.config.is_int8:
+        if not _rounds(plan):
             return x
         if isinstance(place, int):
             params = plan.inputs[place] if place < len(plan.inputs) else None
@@ -99,10 +129,18 @@ class _Rounding:
 
         y, (qmin, qmax) = x, S8 if grid.qmin < 0 else U8
         if grid.steps < qmax - qmin:
-            y = self._ops.maximum(self._ops.minimum(y, bound(grid.qmax)), bound(grid.qmin))
+            least, most = bound(grid.qmin), bound(grid.qmax)
+            if (least >= 0).all() and _is_only_read_here(y, "Relu"):
+                y = y.get_node().input_value(0)  # what clamps to these does what the function did, and costs the same
+            y = self._ops.maximum(self._ops.minimum(y, most), least)
         low, high = bound(qmin), bound(qmax)
         self._made[key] = self._ops.fake_quantize(y, low, high, low, high, qmax - qmin + 1).output(0)
         return self._made[key]
+
+
+def _is_only_read_here(x: Any, kind: str) -> bool:
+    """Whether a value is made by a kind of op, and nothing else reads it."""
+    return x.get_node().get_type_name() == kind and len(x.get_target_inputs()) == 1
 
 
 def _along(axis: int, rank: int, values: Floats) -> Floats:

@@ -22,15 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysq.arithmetic import QParams
-from raysq.entry import describe, kind_of
 from raysq.errors import BackendError
 from raysq.graph import Call, ModelGraph, OpType
+from raysq.listed_op import kind_of
+from raysq.listed_plans import listed
 from raysq.plan import CallPlan
+from raysq.recipe import Approach, Precision, QuantDType, Rounding, Scheme
 
 if TYPE_CHECKING:
+    from raysq.recipe import Recipe
     from raysq.stats import CalibrationStats
 
-__all__ = ["FACTOR", "Op", "fill", "is_smoothed", "match", "ops_of"]
+__all__ = ["FACTOR", "Op", "fill", "is_smoothed", "match", "ops_of", "why_not"]
 
 Info = dict[str, Any]
 
@@ -52,6 +55,25 @@ class Op:
     def order(self) -> int:
         """Grows as the model runs."""
         return int(self.info["output_tensor_infos"][0]["id"])
+
+
+def why_not(recipe: Recipe) -> tuple[str, ...]:
+    """Say what a qconf can't express of a recipe; empty if it can express all of it.
+
+    What depends on the model shows only when the file is written: IPEX sees no 1-d convolutions, for one.
+    """
+    reasons = []
+    int8 = [config for config in recipe.ops.values() if config.is_int8]
+    if any(config.precision is Precision.BF16 for config in recipe.ops.values()):
+        reasons.append("bf16 is global in IPEX (autocast), a qconf has no bf16 per op")
+    if any(config.approach is not Approach.STATIC for config in int8):
+        reasons.append("dynamic and weight-only quantization are chosen by a qconfig mapping, not by the qconf")
+    if any(config.rounding is not Rounding.NEAREST for config in int8):
+        reasons.append("a qconf holds scales, not weights: adaptive rounding is lost")
+    if any((c.activation.dtype, c.activation.scheme) == (QuantDType.S8, Scheme.AFFINE) for c in int8):
+        reasons.append("IPEX runs s8 activations symmetric only")
+    reasons.extend(f"{t.value} changes weights, which a qconf does not hold" for t in recipe.transforms)
+    return tuple(reasons)
 
 
 def is_smoothed(qconf: Mapping[str, Any]) -> bool:
@@ -97,9 +119,9 @@ def fill(
         _quantize(name, found[name], plans[name], ids)
         if plans[name].multiplier is not None and name in groups:
             found[name].info["smoothing"] = groups[name]
-    entries = describe(graph, plans, stats)
+    in_list = listed(graph, plans, stats)
     for name, op in found.items():
-        op.info.update(asdict(entries[name]), call=name)
+        op.info.update(asdict(in_list[name]), call=name)
     for op in ops:
         for info in op.info["output_tensor_infos"]:
             if "scale" not in info:  # a pool whose reader rounds the result is not given a second rounding
@@ -161,7 +183,7 @@ def match(ops: Sequence[Op], calls: Sequence[Call], int8: Sequence[str]) -> dict
         elif missing := [call.name for call in group if call.name in int8]:
             raise BackendError(
                 f"IPEX's own quantization sees {len(seen)} calls of {kind} where raysq sees {len(group)}, "
-                f"{', '.join(missing)} among them, so a qconf can't name them."
+                f"{', '.join(missing)} among them, so a qconf can't name them. Keep them in float."
             )
     return found
 
@@ -195,7 +217,7 @@ def _quantize(name: str, op: Op, plan: CallPlan, ids: _Ids) -> None:
     for tensors, planned in ((inputs, activations), (weights, plan.weights or {})):
         for position, params in planned.items():
             if position >= len(tensors) or not tensors[position]:
-                raise BackendError(f"{name} passes a tensor by keyword, where IPEX doesn't quantize it.")
+                raise BackendError(f"{name} must pass its tensors by position: IPEX quantizes none by keyword.")
             _set(tensors[position], params)
     op.info["activation_observer"]["reduce_range"] = plan.config.activation.reduce_range
     if plan.multiplier is not None:
@@ -211,7 +233,7 @@ def _quantize(name: str, op: Op, plan: CallPlan, ids: _Ids) -> None:
 def _smooth(name: str, op: Op, multiplier: NDArray[np.float32]) -> None:
     """Multiply the input of a linear layer by 1/s and its weight by s, as `convert` does before it rounds them."""
     if op.kind is not OpType.LINEAR or not op.info["op_type_is_module"]:
-        raise BackendError(f"{name} is smoothed, which IPEX does to nn.Linear modules only.")
+        raise BackendError(f"{name} is smoothed, which IPEX does to nn.Linear modules only. Keep it in float.")
     op.info["input_tensor_infos"][0][FACTOR] = multiplier.tolist()
     op.info["weight_tensor_infos"][0][FACTOR] = (1 / multiplier).tolist()
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from raysq.arithmetic import Grid, QParams
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.deployed import Deployed
 from raysq.flattened import Flattened
 from raysq.graph import OpType
-from raysq.intercept import Interceptor
-from raysq.kernels.base import Capabilities, OpCapability, Source, check
+from raysq.kernels.base import check
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.cpu import instruction_sets, lacks_vnni
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.grids import GRANULARITIES
-from raysq.kernels.insertion import Insertion
-from raysq.recipe import Approach, Precision, QuantDType, Scheme, TensorConfig
+from raysq.recipe import Approach, Precision, QuantDType, Scheme
+from raysq.simulated import simulating
+from raysq.source import Source
 
 if TYPE_CHECKING:
     from raysq.recipe import Recipe
@@ -31,36 +28,6 @@ ALL_PAIRS = (
     (QuantDType.S8, Scheme.AFFINE),
     (QuantDType.U8, Scheme.SYMMETRIC),
 )
-
-
-class Numerics:
-    """The formulas of `raysq.arithmetic` as torch functions."""
-
-    def activation(self, x: Tensor, params: QParams) -> Tensor:
-        scale, zero = torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
-        return _round(x, scale, zero, params.grid)
-
-    def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
-        grid = config.grid
-        low, high = x.min().clamp(max=0.0), x.max().clamp(min=0.0)
-        eps = torch.finfo(torch.float32).eps
-        if grid.symmetric:
-            scale = (torch.maximum(-low, high) / (grid.steps / 2)).clamp_min(eps)
-            return _round(x, scale, torch.tensor(grid.middle), grid)
-        scale = ((high - low) / grid.steps).clamp_min(eps)
-        return _round(x, scale, (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax), grid)
-
-    def weight(self, w: Tensor, params: QParams) -> Tensor:
-        scale, zero = torch.from_numpy(params.scale), torch.from_numpy(params.zero_point)
-        if params.axis is not None:
-            shape = [1] * w.dim()
-            shape[params.axis] = -1
-            scale, zero = scale.reshape(shape), zero.reshape(shape)
-        return _round(w, scale, zero, params.grid)
-
-
-def _round(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    return ((torch.round(x / scale) + zero).clamp(grid.qmin, grid.qmax) - zero) * scale
 
 
 class Engine:
@@ -95,8 +62,7 @@ class Engine:
         source = source.under(recipe)
         plans = source.planner.plan(recipe)
         flat = Flattened(source.model, source.args, source.kwargs)
-        insertion = Insertion(plans, Numerics())
-        script = freeze(flat, Interceptor(source.model, insertion, out_of_place=source.graph.out_of_place))
+        script = freeze(flat, simulating(source, plans))
         warm_up(script, flat)
         executed = {n: Precision.FP32 if p.reason else p.config.precision for n, p in plans.items()}
         left = {n: p.reason for n, p in plans.items() if p.reason}

@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from raysq import errors
@@ -17,15 +18,20 @@ from raysq.calibration_data import Calibration
 from raysq.drawn import Evaluation
 from raysq.goal import Goal
 from raysq.ipex_recipe import recipe_from_ipex
-from raysq.options import Latency, Smoothing, Workers
+from raysq.latency import Latency
 from raysq.recipe import Recipe
 from raysq.result import Result
 from raysq.sensitivity_table import sensitivity
+from raysq.smoothing import Smoothing
 from raysq.stream import Stream
+from raysq.workers import Workers
 
 if TYPE_CHECKING:
     from raysq import strategies
     from raysq.tuning.stopper import AccuracyConstraintStopper
+    from raysq.tuning.study import OptunaStudy
+
+__version__ = version("raysq")
 
 __all__ = [
     "AccuracyConstraintStopper",
@@ -33,6 +39,7 @@ __all__ = [
     "Evaluation",
     "Goal",
     "Latency",
+    "OptunaStudy",
     "Recipe",
     "Result",
     "Smoothing",
@@ -59,4 +66,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("raysq.strategies")
     if name == "AccuracyConstraintStopper":
         return importlib.import_module("raysq.tuning.stopper").AccuracyConstraintStopper
+    if name == "OptunaStudy":
+        return importlib.import_module("raysq.tuning.study").OptunaStudy
     raise AttributeError(f"module 'raysq' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raysq import evaluation, fingerprint, logs, qat
+from raysq import evaluation, fingerprint, logs, qat, storage
 from raysq.arguments import (
     check_limits,
     check_options,
@@ -18,8 +18,10 @@ from raysq.arguments import (
     searcher_of,
     sources_of,
     versions,
+    workers_of,
 )
 from raysq.baseline import measure
+from raysq.calibration_data import arguments
 from raysq.conclusion import conclude
 from raysq.deployed import Deployed
 from raysq.errors import OptionError
@@ -28,15 +30,18 @@ from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.job import Job
 from raysq.kernels import base, built
+from raysq.latency import Latency, threads
+from raysq.mirror import mirrored
 from raysq.op_times import measured_times
-from raysq.options import Latency, Smoothing, Workers
-from raysq.prepared import Prepared, as_call, prepare, resolve
+from raysq.prepared import Prepared, prepare, resolve
 from raysq.quantized import Quantized
 from raysq.recipe import Recipe
 from raysq.result import Result
 from raysq.rivals import AUTO
+from raysq.smoothing import Smoothing
 from raysq.space import SearchSpace
 from raysq.switches import Switches, read_switches
+from raysq.workers import Workers
 
 if TYPE_CHECKING:
     from raysq.tuning.trial import QuantTrial
@@ -98,7 +103,7 @@ def tune(
             model that `train_fn` has trained under the default recipe.
         max_trials: trials at most, those of a resumed run included, >= 1.
         timeout_s: seconds the search may take, > 0; None for no limit.
-        stop_at_first: end with the first recipe that meets the goal.
+        stop_at_first: end with the first recipe that meets the goal; single calls aren't timed for that.
         space: a `SearchSpace`, or the path of a YAML description, to search instead of the default.
         op_type_dict: narrows the space by op type, in INC's spelling.
         op_name_dict: narrows it by call name.
@@ -106,20 +111,21 @@ def tune(
         example_inputs: what the model is traced with; default the first calibration batch.
         latency_inputs: what is timed; default the example inputs.
         num_threads: threads of deployment; default the physical cores.
-        max_concurrent_trials: at most this many at once; default as many as there is room for.
-        storage_path: directory of runs; default "raysq_runs".
+        max_concurrent_trials: at most this many at once: `Workers.count`.
+        storage_path: directory of runs; default "raysq_runs", or "~/raysq_runs" in a Ray job with files. A URL of any
+            kind that fsspec knows ("s3://bucket/runs") gets a copy of the run's directory, which is below the default.
         name: of this run; default the strategy's `experiment_name` if it has one, else the time.
-        resume: directory or journal of a run to continue.
-        warm_start: directory or journal of another run, a recipe or its file, or a list of these: results of the same
-            model and data are not measured again, the best recipes of any others are tried first.
+        resume: directory or journal of a run to continue, or its URL.
+        warm_start: directory, journal or URL of another run, a recipe or its file, or a list of these: results of the
+            same model and data are not measured again, the best recipes of any others are tried first.
         seed: of every random choice.
-        callbacks: Ray Tune callbacks.
+        callbacks: Ray Tune callbacks, and `raysq.OptunaStudy`; Ray's loggers write below "logs" in the run's directory.
         verbose: 0 silent, 1 progress, 2 each proposal and its reason.
         goal: the goal as one value, instead of `tolerance`, `criterion` and `higher_is_better`; it alone may hold
             further metrics, other objectives than latency, and a split that confirms the winner.
         latency: budget of timings.
         smoothing: how the alphas of SmoothQuant are found; None: for each group, where it pays; False: none.
-        workers: what a trial reserves, and how often a lost one is tried again.
+        workers: what a trial reserves, how many run at once, and how often a lost one is tried again.
         train_fn: trains the module that it gets, which rounds as int8 will, in place; called once, in this process.
             Without approach "qat" it is the last resort: if no recipe meets the goal, under the closest of them.
 
@@ -133,15 +139,15 @@ def tune(
     logs.configure(verbose)
     check_options(goal=goal, latency=latency, workers=workers)
     goal = goal or Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
-    latency, workers = latency or Latency(), workers or Workers()
-    check_limits(max_trials, timeout_s, max_concurrent_trials)
+    latency, workers = latency or Latency(), workers_of(workers, max_concurrent_trials)
+    check_limits(max_trials, timeout_s)
     switches = read_switches(switches)
     evaluation.check(eval_fn)
     qat.check(approach, train_fn, searching=True)
     if goal.confirm is not None:
         evaluation.check(goal.confirm, "Goal.confirm")
     searcher = searcher_of(strategy, strategy_kwargs or {})
-    path = journal_path(storage_path, name or getattr(searcher, "experiment_name", None), resume)
+    path, url = journal_path(storage_path, name or getattr(searcher, "experiment_name", None), resume)
     sources = sources_of(warm_start, resume)
     model = resolve(model)
     check_sendable(model, eval_fn)
@@ -166,6 +172,7 @@ def tune(
     if goal.confirm is not None:
         prints["confirmation"] = evaluation.digest(goal.confirm)
     arguments = {
+        "model": prepared.name,
         "goal": str(goal),
         "tolerance": goal.tolerance,
         "criterion": goal.criterion.value,
@@ -180,10 +187,9 @@ def tune(
         "num_threads": prepared.num_threads,
         "latency_inputs": prepared.timed_inputs,
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(prepared.num_threads)
-    try:
-        from raysq.journal import Entry, Header, Journal
+    with threads(prepared.num_threads), mirrored(path.parent, url):
+        from raysq.journal import Journal
+        from raysq.run import Entry, Header
         from raysq.trained import searched, train_once, with_last_resort
         from raysq.tuning import live, runner
         from raysq.warm_start import gather
@@ -195,7 +201,7 @@ def tune(
             prints["training"] = fingerprint.of_model(prepared.source.model)
         if resume is None:
             baseline = measure(given, engine, evaluating(model), eval_fn, goal, latency)
-            wanted = getattr(searcher, "measures_times", False)
+            wanted = getattr(searcher, "measures_times", False) and not stop_at_first  # they tell which is fastest
             times = measured_times(prepared, engine, baseline) if wanted else None
             header = Header(
                 prints, arguments, versions(), prepared.engine, baseline, op_times=times, calls=prepared.calls
@@ -216,7 +222,6 @@ def tune(
                 max_trials=max_trials,
                 timeout_s=timeout_s,
                 stop_at_first=stop_at_first,
-                max_concurrent_trials=max_concurrent_trials,
                 journal=journal,
                 earlier=earlier,
                 warm_start=header.warm_start,
@@ -226,8 +231,6 @@ def tune(
         if train_fn is not None and approach != qat.QAT and not any(trial.feasible for trial in trials):
             return with_last_resort(job, engine, trials, path, train_fn, say)
         return conclude(job, engine, trials, path, say)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def quantize(
@@ -264,7 +267,9 @@ def quantize(
     """
     qat.check(approach, train_fn, searching=False)
     if recipe is not None and switches:
-        raise OptionError("`switches` are about the default recipe, and would have no effect on the one that is given.")
+        raise OptionError(
+            "`switches` go with the default recipe, and would have no effect on the one that is given. Leave one out."
+        )
     if backend == AUTO:
         raise OptionError('backend="auto" compares backends, as `raysq.tune` does. Name one, or leave it out.')
     prepared = prepare(
@@ -285,11 +290,15 @@ def quantize(
 def load(directory: str | Path) -> Deployed:
     """Return a model that `save` wrote, warmed up; nothing is unpickled.
 
+    Args:
+        directory: path, or URL of any kind that fsspec knows.
+
     Raises:
         StorageError: there is none.
         BackendError: the backend that runs it isn't installed.
     """
-    return built.load(Path(directory))
+    with storage.read(directory) as path:
+        return built.load(path)
 
 
 def inspect(model: torch.nn.Module | str, example_inputs: Any) -> ModelGraph:
@@ -302,19 +311,10 @@ def inspect(model: torch.nn.Module | str, example_inputs: Any) -> ModelGraph:
     from rich.console import Console
     from rich.table import Table
 
-    graph = deployable(resolve(model), *as_call(example_inputs))[1]
-    table = Table("call", "op", "inputs", "output", "MACs", "block", "scale absorbed by")
-    absorbed = {
-        name: ", ".join(p.call or p.vectors[0].rpartition(".")[0] for p in group.producers)
-        for group in graph.groups.values()
-        for name in group.calls
-    }
-    for call in graph.calls:
-        shapes = " ".join("x".join(map(str, shape)) for shape in call.input_shapes)
-        output = "x".join(map(str, call.output_shape))
-        table.add_row(
-            call.name, call.op, shapes, output, f"{call.macs:,}", call.block or "", absorbed.get(call.name, "")
-        )
+    graph = deployable(resolve(model), *arguments(example_inputs))[1]
+    table = Table(*graph.COLUMNS)
+    for row in graph.rows():
+        table.add_row(*row)
     console = Console()
     console.print(table)
     for where, reason in graph.left_in_float.items():

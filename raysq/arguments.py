@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +12,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from raysq import evaluation
+from raysq import evaluation, storage
+from raysq.checks import check_whole
 from raysq.errors import OptionError, ResumeError
 from raysq.goal import Goal
 from raysq.inspection import evaluating
-from raysq.options import Latency, Workers, is_whole
+from raysq.latency import Latency
 from raysq.parametrization import bake
+from raysq.workers import Workers
 
 if TYPE_CHECKING:
     from raysq.recipe import Recipe
-    from raysq.warm_start import Run
+    from raysq.warm_start import EarlierRun
 
-__all__ = ["check_limits", "check_options", "check_sendable", "journal_path", "searcher_of", "sources_of", "versions"]
-
-STORAGE = Path("raysq_runs")
+__all__ = [
+    "check_limits",
+    "check_options",
+    "check_sendable",
+    "journal_path",
+    "searcher_of",
+    "sources_of",
+    "versions",
+    "workers_of",
+]
 
 
 def check_options(**given: Any) -> None:
@@ -38,21 +48,31 @@ def check_options(**given: Any) -> None:
             raise OptionError(f"`{name}` must be a raysq.{kind.__name__}, got {given[name]!r}.")
 
 
-def check_limits(max_trials: int, timeout_s: float | None, max_concurrent_trials: int | None) -> None:
+def check_limits(max_trials: int, timeout_s: float | None) -> None:
     """Refuse limits that end no search, or each.
 
     Raises:
         OptionError: a value out of its range.
     """
-    if not is_whole(max_trials) or max_trials < 1:
-        raise OptionError(f"`max_trials` must be a whole number of at least 1, got {max_trials!r}.")
+    check_whole("max_trials", max_trials, 1)
     if timeout_s is not None and (isinstance(timeout_s, bool | str) or not timeout_s > 0):
         hint = " INC's timeout=0, which ends with the first model that passes, is `stop_at_first=True`."
         raise OptionError(f"`timeout_s` must be a positive number of seconds, got {timeout_s!r}.{hint}")
-    if max_concurrent_trials is not None and (not is_whole(max_concurrent_trials) or max_concurrent_trials < 1):
-        raise OptionError(
-            f"`max_concurrent_trials` must be a whole number of at least 1, got {max_concurrent_trials!r}."
-        )
+
+
+def workers_of(workers: Workers | None, max_concurrent_trials: int | None) -> Workers:
+    """Return the workers with their count, which `max_concurrent_trials` says as well.
+
+    Raises:
+        OptionError: it is out of its range, or both say something.
+    """
+    workers = workers or Workers()
+    if max_concurrent_trials is None:
+        return workers
+    check_whole("max_concurrent_trials", max_concurrent_trials, 1)
+    if workers.count is not None:
+        raise OptionError("`max_concurrent_trials` is `Workers.count`: give one of them.")
+    return replace(workers, count=max_concurrent_trials)
 
 
 def check_sendable(model: torch.nn.Module, eval_fn: evaluation.EvalFn) -> None:
@@ -85,8 +105,10 @@ def searcher_of(strategy: Any, arguments: Mapping[str, Any]) -> Any:
     return strategy
 
 
-def journal_path(storage_path: str | Path | None, name: str | None, resume: str | Path | None) -> Path:
-    """Return where the journal of a run is, or will be.
+def journal_path(
+    storage_path: str | Path | None, name: str | None, resume: str | Path | None
+) -> tuple[Path, str | None]:
+    """Return where the journal of a run is, or will be, and the URL that its directory is copied to, if any.
 
     Raises:
         ResumeError: there is none to resume.
@@ -94,18 +116,28 @@ def journal_path(storage_path: str | Path | None, name: str | None, resume: str 
     """
     from raysq import journal
 
+    url: str | None = None
     if resume is not None:
-        path = Path(resume)
-        path = path / journal.FILE if path.is_dir() else path
+        if storage.is_url(resume):
+            path, url = storage.continued(str(resume), journal.FILE)
+        else:
+            path = Path(resume)
+            path = path / journal.FILE if path.is_dir() else path
         if not path.exists():
             raise ResumeError(f"there is no journal at {path}. `resume` takes the directory of an earlier run.")
         journal.read(path)
-        return path
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return journal.vacant(Path(storage_path or STORAGE) / (name or f"run-{stamp}") / journal.FILE)
+        return path, url
+    name = name or f"run-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')}"
+    parent = storage_path or storage.runs()
+    if not storage.is_url(parent):
+        return journal.vacant(Path(parent) / name / journal.FILE), None
+    url = f"{str(parent).rstrip('/')}/{name}"
+    path = journal.vacant(storage.local_copy(url) / journal.FILE)
+    storage.vacant(url, journal.FILE)
+    return path, url
 
 
-def sources_of(given: Any, resume: str | Path | None) -> Sequence[Run | Recipe]:
+def sources_of(given: Any, resume: str | Path | None) -> Sequence[EarlierRun | Recipe]:
     """Return what a run is warm-started with.
 
     Raises:

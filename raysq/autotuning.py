@@ -16,13 +16,15 @@ from torch import nn
 
 from raysq import api, evaluation
 from raysq.calibration_data import Batch, Calibration, samples
+from raysq.checks import is_whole
 from raysq.errors import CalibrationError, EvaluationError, ModelError, NoFeasibleRecipe, OptionError, unknown
 from raysq.flattened import forward_signature
 from raysq.goal import Criterion, Goal
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
-from raysq.options import Smoothing, is_whole
 from raysq.prepared import resolve
+from raysq.smoothing import Smoothing
+from raysq.source import Source
 
 if TYPE_CHECKING:
     from raysq.result import Result
@@ -102,6 +104,7 @@ def autotune(
         NoFeasibleRecipe: nothing met the criterion; its `result` is the closest.
 
     Example:
+        >>> import intel_extension_for_pytorch as ipex  # doctest: +SKIP
         >>> tuned_model = raysq.autotune(model, calib_dataloader, eval_func, smoothquant_args={})  # doctest: +SKIP
         >>> quantized_model = ipex.quantization.convert(tuned_model)  # doctest: +SKIP
     """
@@ -193,7 +196,7 @@ def _prepared(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     built = result.built
     assert isinstance(built, ScriptedModel) and built.configure is not None  # so the backend builds
     copied, graph = deployable(model, args, kwargs)
-    return prepared_model(base.Source(copied, graph, None, args, kwargs), built.configure())
+    return prepared_model(Source(copied, graph, None, args, kwargs), built.configure())
 
 
 def _read(data: Any, model: nn.Module, count: int) -> list[Batch]:

@@ -13,8 +13,7 @@ from raysq.errors import BackendError, EvaluationError
 from raysq.goal import Goal, Objective
 from raysq.inspection import same_outputs
 from raysq.kernels import base
-from raysq.latency import Timing
-from raysq.options import Latency
+from raysq.latency import Latency, Timing
 from raysq.result import Baseline
 from raysq.structure import describe
 
@@ -108,7 +107,10 @@ class _Contest:
             champion = self._winner(form, champion, expected)
         if champion is None:
             reasons = "; ".join(f"{form}: {reason}" for form, reason in self.dropped.items())
-            raise BackendError(f"backend {self.engine.name!r} could build no fp32 form of the model ({reasons}).")
+            raise BackendError(
+                f"backend {self.engine.name!r} could build no fp32 form of the model ({reasons}). Pass another "
+                "`backend`."
+            )
         return champion
 
     def bf16(
@@ -135,10 +137,13 @@ class _Contest:
         if not same_outputs(outputs(built.model, source.args, source.kwargs), expected, RTOL):
             self.dropped[form] = f"its output differs from the model's by more than {RTOL:g} of the largest value"
             return champion
-        timing = self.prepared.time(built.model, (champion or built).model, self.latency)
-        self.forms_ms[form] = timing.candidate_ms
-        if champion is not None and timing.ratio >= 1:
-            return champion
+        if champion is None:
+            self.forms_ms[form] = self.prepared.latency_ms(built.model)
+        else:
+            timing = self.prepared.time(built.model, champion.model, self.latency, deciding=True)
+            self.forms_ms |= {form: timing.candidate_ms, self.winner: timing.reference_ms}
+            if timing.ratio >= 1:
+                return champion
         self.winner = form
         return built
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysq.layer import fields, outputs
-from raysq.weight import channel_axis
 
 if TYPE_CHECKING:
     from raysq.graph import Call
@@ -42,14 +41,14 @@ def output_shift(call: Call, exact: Tensor, int8: Tensor, weight: Tensor, int8_w
     Returns:
         float32, (output channels,).
     """
-    channels = weight.shape[1] * call.groups if channel_axis(call) else len(weight)
+    channels = weight.shape[1] * call.groups if call.op.is_transposed else len(weight)
     x, noisy = fields(call, exact, weight), fields(call, int8, weight)
     if x is None or noisy is None:
         return np.zeros(channels, np.float32)
     means = (rows.double().mean(0, keepdim=True) for rows in (x, noisy))  # W E[x] = E[W x]
     difference = [outputs(call, mean, w.double()) for mean, w in zip(means, (weight, int8_weight), strict=True)]
     per_place = (difference[0] - difference[1]).reshape(channels, -1)
-    shift = per_place.sum(1) * _inputs_per_output(call, weight.dim() - 2) if channel_axis(call) else per_place[:, 0]
+    shift = per_place.sum(1) * _inputs_per_output(call, weight.dim() - 2) if call.op.is_transposed else per_place[:, 0]
     return shift.to(torch.float32).numpy()
 
 

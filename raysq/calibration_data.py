@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from raysq.errors import CalibrationError, OptionError
 from raysq.flattened import forward_signature
+from raysq.structure import tensors_in
 
 __all__ = ["LABEL_KEYS", "Batch", "Calibration", "arguments", "peek", "samples"]
 
@@ -79,9 +80,9 @@ class Calibration:
             raise OptionError(f"`calib_samples` must be a whole number of at least 1, got {count!r}.")
 
     @classmethod
-    def of(cls, calib: Any, calib_samples: int | None = None) -> Calibration:
+    def of(cls, calib: Any) -> Calibration:
         """Return `calib` itself if it is a Calibration, else one that reads it."""
-        return calib if isinstance(calib, cls) else cls(calib, calib_samples=calib_samples)
+        return calib if isinstance(calib, cls) else cls(calib)
 
     def batches(self, model: torch.nn.Module) -> Iterator[Batch]:
         """Read the data once, as calls of `model`; the last batch is cut where `calib_samples` is reached.
@@ -127,11 +128,7 @@ def peek(batches: Iterator[Batch]) -> tuple[Batch, Iterator[Batch]]:
 
 def samples(batch: Batch) -> int:
     """Return the number of samples: the size of axis 0 of the first input that has one."""
-    return next((leaf.shape[0] for leaf in _tensors((batch.args, batch.kwargs)) if leaf.ndim), 1)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return next((leaf.shape[0] for leaf in tensors_in((batch.args, batch.kwargs)) if leaf.ndim), 1)
 
 
 def _cut(batch: Batch, count: int) -> Batch:
@@ -204,8 +201,10 @@ def _check(batch: Batch, signature: inspect.Signature, number: int) -> None:
     try:
         signature.bind(*batch.args, **batch.kwargs)
     except TypeError as exc:
-        raise CalibrationError(f"calibration batch {number} doesn't fit forward{signature}: {exc}.") from exc
-    tensors = _tensors((batch.args, batch.kwargs))
+        raise CalibrationError(
+            f"calibration batch {number} doesn't fit forward{signature}: {exc}. Say what is an input: `{SAY_WHICH}`."
+        ) from exc
+    tensors = tensors_in((batch.args, batch.kwargs))
     if not tensors:
         raise CalibrationError(
             f"calibration batch {number} holds no tensor. Convert it: "

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from raysq import calibration
 from raysq.calibration.minmax import MinMax
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.description import (
     Description,
     OpChoices,
@@ -22,7 +23,6 @@ from raysq.description import (
 )
 from raysq.errors import SpaceError, unknown
 from raysq.graph import Call, ModelGraph
-from raysq.kernels.base import Capabilities, OpCapability
 from raysq.recipe import (
     DEFAULT_WEIGHT,
     Approach,
@@ -243,6 +243,8 @@ def _expand(choices: OpChoices, call: Call, approaches: tuple[Approach, ...], re
             if approach is not Approach.STATIC:  # the range is taken from each input as it comes, or there is none
                 pairs, found, roundings = pairs[:1], (MinMax(),), (Rounding.NEAREST,)
             reduced = (True, False) if reduce and approach is Approach.STATIC else (reduce,)
+            if approach is Approach.DYNAMIC:
+                reduced = (True,)  # as torch's modules have it: FBGEMM saturates with 8 bits on AVX-VNNI too
             tensors = [
                 TensorConfig(d, s, algorithm=a, reduce_range=r) for r, (d, s), a in product(reduced, pairs, found)
             ]

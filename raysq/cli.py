@@ -1,4 +1,4 @@
-"""The command line: `raysq demo`, `inspect`, `tune`, `show`."""
+"""The command line: `raysq demo`, `inspect`, `tune`, `show`, `report`, `compare`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from raysq.errors import InputError, NoFeasibleRecipe, OptionError, RaysqError, 
 
 __all__ = ["main"]
 
-JOURNAL_PATTERN = "*.jsonl"
+SUFFIX = ".jsonl"  # of journals
 OVERRIDES = {  # options of `raysq tune` that override what the YAML file or the function says
     "tolerance": float,
     "criterion": str,
@@ -72,22 +73,22 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = commands.add_parser("tune", help="search a recipe")
     tune.add_argument("target", help="a YAML file, or module:function that returns model, calib, eval_fn")
-    tune.add_argument("--save", type=Path, help="directory for the int8 model and its recipe")
+    tune.add_argument("--save", help="directory or URL for the int8 model and its recipe")
     for name, kind in OVERRIDES.items():
         tune.add_argument(f"--{name.replace('_', '-')}", type=kind, help="as in raysq.tune")
     tune.set_defaults(run=_tune)
 
     show = commands.add_parser("show", help="print the trials of a run, finished or not")
-    show.add_argument("journal", type=Path, metavar="RUN", help="a run's directory, or its journal")
+    show.add_argument("journal", metavar="RUN", help="a run's directory, its journal, or a URL")
     show.set_defaults(run=_show)
 
     page = commands.add_parser("report", help="write a run as one HTML page, finished or not")
-    page.add_argument("journal", type=Path, metavar="RUN", help="a run's directory, or its journal")
-    page.add_argument("--to", type=Path, help="the file; default report.html beside the journal")
+    page.add_argument("journal", metavar="RUN", help="a run's directory, its journal, or a URL")
+    page.add_argument("--to", help="the file, a path or a URL; default report.html beside the journal")
     page.set_defaults(run=_report)
 
     against = commands.add_parser("compare", help="print two runs side by side, and where their best recipes differ")
-    against.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="a run's directory, or its journal")
+    against.add_argument("runs", nargs=2, metavar="RUN", help="a run's directory, its journal, or a URL")
     against.set_defaults(run=_compare)
     return parser
 
@@ -153,7 +154,8 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
     from raysq import journal
 
     _refuse(rest)
-    header, entries = journal.read(_journal(options.journal))
+    with _journal(options.journal) as path:
+        header, entries = journal.read(path)
     baseline = header.baseline
     fp32 = f"accuracy {baseline.accuracy:.4f}, {baseline.latency_ms:.3f} ms ({baseline.form})"
     table = Table(title=f"{header.backend}, fp32: {fp32}")
@@ -173,7 +175,6 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
         table.add_column(column)
     for entry in entries:
         record = entry.record
-        ratio = record.ratio
         table.add_row(
             str(record.trial),
             record.label,
@@ -181,7 +182,7 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
             record.stage.value,
             _number(record.accuracy, ".4f"),
             _number(record.accuracy_drop, ".4f"),
-            f"{ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else "",
+            record.ratio.with_interval if record.ratio else "",
             _number(record.latency_ms, ".3f"),
             str(record.int8_calls),
             "yes" if record.feasible else "no",
@@ -192,13 +193,19 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
-    from raysq import journal, report
+    from raysq import journal, report, storage
     from raysq.run import Run
 
     _refuse(rest)
-    path = _journal(options.journal)
-    target = options.to or path.with_name(report.FILE)
-    report.write(Run(*journal.read(path)), target)
+    place = options.journal
+    with _journal(place) as path:
+        run = Run(*journal.read(path))
+        folder = str(path.parent)
+    if storage.is_url(place):
+        folder = storage.parent_of(place) if place.endswith(SUFFIX) else place.rstrip("/")
+    target = options.to or f"{folder}/{report.FILE}"
+    with storage.written(storage.parent_of(target)) as directory:
+        report.write(run, directory / storage.name_of(target))
     print(target)
     return 0
 
@@ -206,13 +213,14 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
 
-    from raysq import comparison, journal
+    from raysq import comparison, journal, storage
     from raysq.run import Run
 
     _refuse(rest)
-    one, other = (Run(*journal.read(_journal(path))) for path in options.runs)
+    with _journal(options.runs[0]) as first, _journal(options.runs[1]) as second:
+        one, other = (Run(*journal.read(path)) for path in (first, second))
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for table in comparison.tables(one, other, [path.name for path in options.runs]):
+    for table in comparison.tables(one, other, [storage.name_of(place) for place in options.runs]):
         console.print(table)
     return 0
 
@@ -233,24 +241,31 @@ def _shape(text: str) -> tuple[int, ...]:
         raise OptionError(f"`--shape` must be whole numbers with commas between, got {text!r}.") from exc
 
 
-def _journal(path: Path) -> Path:
-    if path.is_file():
-        return path
-    found = sorted(path.rglob(JOURNAL_PATTERN), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise StorageError(f"{path} holds no journal ({JOURNAL_PATTERN}). Pass the directory of a run.")
-    return found[-1]
+@contextmanager
+def _journal(place: str) -> Iterator[Path]:
+    from raysq import storage
+
+    with storage.read(place, lambda name: name.endswith(SUFFIX)) as path:
+        if path.is_file():
+            yield path
+            return
+        found = sorted(path.rglob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise StorageError(f"{place} holds no journal (*{SUFFIX}). Pass the directory of a run.")
+        if len(found) > 1 and storage.is_url(place):
+            raise StorageError(f"{place} holds {len(found)} journals, and a URL doesn't tell the newest. Name one run.")
+        yield found[-1]
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
+    from raysq.plain_data import from_yaml
 
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = from_yaml(path.read_bytes())
     except OSError as exc:
-        raise StorageError(f"can't read {path}: {exc.strerror}.") from exc
-    except yaml.YAMLError as exc:
-        raise OptionError(f"{path} is no YAML: {exc}.") from exc
+        raise StorageError(f"can't read {path}: {exc.strerror}. Pass a YAML file, or module:function.") from exc
+    except ValueError as exc:
+        raise OptionError(f"{path} must be YAML, a line for each argument such as `tolerance: 0.01`: {exc}.") from exc
     if not isinstance(settings, dict):
         raise OptionError(f"{path} must hold keys such as `workload` and `tolerance`, got {type(settings).__name__}.")
     return settings
@@ -270,7 +285,10 @@ def _called(target: str) -> Any:
     try:
         module = importlib.import_module(file.stem if file.suffix == ".py" else place)
     except ModuleNotFoundError as exc:
-        raise InputError(f"can't import {place!r} from {folder}: {exc}.") from exc
+        raise InputError(
+            f"can't import {place!r} from {folder}: {exc}. Call raysq where the module lies, or give a path, "
+            "file.py:name."
+        ) from exc
     try:
         found = getattr(module, name)
     except AttributeError:

@@ -49,7 +49,7 @@ def _facts(run: Run) -> dict[str, str]:
     seconds = [s for s in run.ended_s if s is not None]
     failed = sum(r.status is Status.FAILED for r in run.records)
     facts = {
-        "model": header.fingerprints.get("model", "")[:16],
+        "model": f"{header.arguments.get('model', '')} {header.fingerprints.get('model', '')[:8]}".strip(),
         "backend": header.backend,
         "strategy": str(header.arguments.get("strategy", "")),
         "goal": str(header.arguments.get("goal", "")),
@@ -60,11 +60,10 @@ def _facts(run: Run) -> dict[str, str]:
     }
     if best is None:
         return {**facts, "accuracy": NONE, "time / fastest fp32": NONE, "in int8": NONE, "found by trial": NONE}
-    ratio = f"{best.ratio:.3f} [{best.ratio.low:.3f}, {best.ratio.high:.3f}]" if best.ratio else NONE
     return {
         **facts,
         "accuracy": f"{best.accuracy:.4g} (loses {best.accuracy_drop:.3g})",
-        "time / fastest fp32": ratio,
+        "time / fastest fp32": best.ratio.with_interval if best.ratio else NONE,
         "in int8": f"{best.int8_calls} calls",
         "found by trial": f"{best.trial}, {best.label}",
     }

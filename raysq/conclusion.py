@@ -36,7 +36,8 @@ def conclude(
     """Return the finalist of the lowest cost that meets the goal, on the goal's split for confirmation too.
 
     A finalist whose score is an estimate, or whose outputs are not those that the worker saw (another CPU), is scored
-    whole. Where none then holds, other feasible trials are tried, as are five in all where none is confirmed.
+    whole. Trials that hold but were not timed, on nodes that only score, are finalists beside those that were. Where
+    none then holds, other feasible trials are tried, as are five in all where none is confirmed.
     What holds is tried on the rivals of the backend too, where there are any.
 
     Raises:
@@ -46,7 +47,11 @@ def conclude(
     scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
     if not scored:
         reasons = "; ".join(sorted({t.reason for t in trials if t.reason})[:3])
-        raise EvaluationError(f"no trial could be scored. {reasons or 'The search ended before its first trial.'}")
+        reasons = reasons or "the search ended before its first trial"
+        raise EvaluationError(
+            f"no trial could be scored: {reasons.rstrip('.')}. Call `eval_fn(raysq.quantize(model, calib))` to see one "
+            "fail here, or give the search more time."
+        )
     prepared, baseline, goal = job.prepared, job.baseline, job.goal
     finals = Finals(job, engine)
 
@@ -73,10 +78,12 @@ def conclude(
 
     standings: tuple[Standing, ...] = ()
     ordered = sorted((t for t in trials if t.feasible and t.ratio is not None), key=goal.cost)
-    finalists = _finalists(ordered, goal) or [min(scored, key=lambda t: t.loss)]
+    untimed = sorted((t for t in trials if t.feasible and t.ratio is None), key=goal.cost)  # by nodes that only score
+    finalists = [*_finalists(ordered, goal), *untimed[:FINALISTS]] or [min(scored, key=lambda t: t.loss)]
     say(f"the best {len(finalists)} are built and timed once more")
     ranked = sorted(map(finals.measured, finalists), key=lambda f: goal.cost(f.trial))
-    others = (f for f in map(finals.measured, (t for t in ordered if t not in finalists)) if goal.holds(f.trial.loss))
+    rest = (t for t in [*ordered, *untimed] if t not in finalists)
+    others = (f for f in map(finals.measured, rest) if goal.holds(f.trial.loss))
     holding = [f for f in ranked if goal.holds(f.trial.loss)] or list(islice(others, 1))
     if not holding:
         closest = min(ranked, key=lambda f: f.trial.loss)
@@ -86,7 +93,7 @@ def conclude(
             result(closest, feasible=False),
         )
     if prepared.rivals:
-        standings, holding = _contested(finals, holding, ordered, prepared.rivals, goal, say)
+        standings, holding = _contested(finals, holding, [*ordered, *untimed], prepared.rivals, goal, say)
     if goal.confirm is None:
         return result(holding[0], feasible=True)
     best, confirmation = _confirmed(chain(holding, others), goal, baseline)
@@ -112,7 +119,7 @@ def _contested(
 
     They also get the feasible trial with the most calls in int8: what is slow on one may be fast on another.
     """
-    trials = [*(f.trial for f in holding), max(ordered, key=lambda t: t.int8_calls)]
+    trials = [*(f.trial for f in holding), *sorted(ordered, key=lambda t: -t.int8_calls)[:1]]
     standings, best = [holding[0].standing(holds=True)], list(holding)
     say(f"backend {standings[0]}")
     for rival in rivals:

@@ -7,12 +7,14 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from functools import partial
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from raysq.errors import ModelError
+from raysq.checks import is_whole
+from raysq.errors import ModelError, shown
 from raysq.flattened import SIGNATURE_VERSION, Flattened
 from raysq.structure import (
     TRUSTED_PACKAGE,
@@ -25,6 +27,16 @@ from raysq.structure import (
 )
 
 __all__ = ["Deployed", "Flattened"]
+
+Outputs = Tensor | tuple[Tensor, ...]
+
+
+@runtime_checkable
+class Binding(Protocol):
+    """A function of flat tensors that can run on given ones without copies."""
+
+    def bound(self, *tensors: Tensor) -> Callable[[], Outputs]:
+        """Return what reads these tensors where they lie, and may write its results where those of before lay."""
 
 
 class Deployed(torch.nn.Module):
@@ -54,9 +66,9 @@ class Deployed(torch.nn.Module):
         config: Any = None,
     ) -> None:
         super().__init__()
-        if signature["version"] > SIGNATURE_VERSION:
+        if not is_whole(signature["version"]) or not 1 <= signature["version"] <= SIGNATURE_VERSION:
             raise ModelError(
-                f"the model's signature has version {signature['version']}, this raysq reads up to "
+                f"the model's signature has version {shown(signature['version'])}, this raysq reads up to "
                 f"{SIGNATURE_VERSION}. Install a newer raysq."
             )
         self.__dict__["_call"] = call  # not registered: its weights stay as they are, whoever else holds them
@@ -64,7 +76,11 @@ class Deployed(torch.nn.Module):
         self._objects = dict(objects or {})
         self._binder = inspect.Signature([_parameter(entry) for entry in self._declared["parameters"]])
         self._plain = _plain(self._declared["parameters"])
-        dtype = getattr(torch, self._declared["dtype"])
+        dtype = getattr(torch, self._declared["dtype"], None)
+        if not isinstance(dtype, torch.dtype):
+            raise ModelError(
+                f"the model's signature must name torch's dtype, got {shown(self._declared['dtype'])}. Save it again."
+            )
         self.anchor = torch.nn.Parameter(torch.zeros(1, dtype=dtype), requires_grad=False)
         if config is not None:
             self.config = copy.deepcopy(config)
@@ -99,8 +115,12 @@ class Deployed(torch.nn.Module):
         Raises:
             TypeError: the arguments aren't those that it was traced with.
         """
-        if not kwargs and len(args) == self._plain and all(isinstance(arg, Tensor) for arg in args):
-            return args  # binding takes as long as a small model
+        if len(args) == self._plain and not kwargs:  # binding takes as long as a small model
+            for arg in args:
+                if not isinstance(arg, Tensor):
+                    break
+            else:
+                return args
         try:
             bound = self._binder.bind(*args, **kwargs).arguments
             tensors: list[Tensor] = []
@@ -125,7 +145,10 @@ class Deployed(torch.nn.Module):
         """
         tensors = self.flatten(*args, **kwargs)
         try:
-            with torch.no_grad():
+            if torch.is_grad_enabled():  # asking costs a fraction of switching
+                with torch.no_grad():
+                    outputs = self._call(*tensors)
+            else:
                 outputs = self._call(*tensors)
         except RuntimeError as exc:
             raise RuntimeError(
@@ -134,8 +157,34 @@ class Deployed(torch.nn.Module):
                 " and sizes that depended on values or shapes there are fixed. Give it `example_inputs` like these, or "
                 "write that part of the forward without them."
             ) from exc
-        leaves = iter((outputs,) if isinstance(outputs, Tensor) else outputs)
-        return rebuild(self._declared["output"], leaves, self._objects)
+        return self._rebuilt(outputs)
+
+    def bound(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """Return what runs the model on these very tensors, again and again, where each microsecond counts.
+
+        A run reads what the tensors hold by then, and may write its result over that of the run before. Where the
+        engine can work on memory of others (OpenVINO), it costs the engine alone. One thread at a time may call it.
+
+        Raises:
+            TypeError: other arguments than those that the model was traced with.
+
+        Example:
+            >>> result = raysq.tune(model, calib, eval_fn)  # doctest: +SKIP
+            >>> run = result.model.bound(x)  # doctest: +SKIP
+            >>> scores = run()  # doctest: +SKIP
+        """
+        tensors = self.flatten(*args, **kwargs)
+        if not isinstance(self._call, Binding):
+            return partial(self.forward, *args, **kwargs)
+        run = self._call.bound(*tensors)
+        return lambda: self._rebuilt(run())
+
+    def _rebuilt(self, outputs: Outputs) -> Any:
+        if isinstance(outputs, Tensor):
+            if self._declared["output"]["kind"] == "tensor":
+                return outputs
+            outputs = (outputs,)
+        return rebuild(self._declared["output"], iter(outputs), self._objects)
 
     def _traced_with(self) -> str:
         return ", ".join(e["name"] for e in self._declared["parameters"] if "example" in e and has_tensor(e["example"]))
@@ -165,9 +214,13 @@ class Deployed(torch.nn.Module):
         for target in (*args, *kwargs.values()):
             is_index = isinstance(target, int) and not isinstance(target, bool)
             if is_index or (isinstance(target, str | torch.device) and torch.device(target).type != "cpu"):
-                raise ModelError(f"this int8 model runs on the CPU only, got .to({str(target)!r}).")
+                raise ModelError(
+                    f"this int8 model runs on the CPU only, got .to({str(target)!r}). Move its inputs there."
+                )
             if isinstance(target, torch.dtype) and target != self.dtype:
-                raise ModelError(f"a deployed model's precision is fixed when it is built, got .to({target}).")
+                raise ModelError(
+                    f"a deployed model's precision is fixed when it is built, got .to({target}). Leave that out."
+                )
         return self
 
     def cpu(self) -> Self:
@@ -179,7 +232,10 @@ class Deployed(torch.nn.Module):
         return self.to(torch.float32)
 
     def _apply(self, *_: Any, **__: Any) -> Self:
-        raise ModelError("a deployed model's device and precision are fixed when it is built: it runs on the CPU.")
+        raise ModelError(
+            "a deployed model's device and precision are fixed when it is built: it runs on the CPU. Move its inputs "
+            "there."
+        )
 
 
 def _parameter(entry: Description) -> inspect.Parameter:

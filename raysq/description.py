@@ -11,12 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from raysq import calibration
 from raysq.calibration.base import Calibrator
-from raysq.errors import RecipeError, SpaceError, unknown
+from raysq.errors import RecipeError, SpaceError, shown, unknown
 from raysq.graph import Call, OpType
+from raysq.plain_data import from_yaml
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Rounding, Scheme
 
 __all__ = ["Description", "OpChoices", "TensorChoices", "bundled", "family", "load"]
@@ -112,9 +111,9 @@ def load(source: str | Path | Mapping[str, Any]) -> Description:
         except (OSError, TypeError, UnicodeDecodeError) as exc:
             raise SpaceError(f"{unknown('search space', source, bundled())} A path of a YAML file works too.") from exc
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise SpaceError(f"{source} is not YAML: {exc}") from exc
+        data = from_yaml(text)
+    except ValueError as exc:
+        raise SpaceError(f"a search space must be YAML, and {source} is not: {exc}") from exc
     return _parse(data, str(source))
 
 
@@ -122,7 +121,7 @@ def _parse(data: object, where: str) -> Description:
     content = check_keys(data, ("schema", "backend", "ops"), where)
     schema = content.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA:
-        raise SpaceError(f"{where}: `schema` must be a number from 1 to {SCHEMA}, got {schema!r}.")
+        raise SpaceError(f"{where}: `schema` must be a number from 1 to {SCHEMA}, got {shown(schema)}.")
     ops = check_keys(content.get("ops"), {*FAMILIES, *(op.value for op in OpType)}, f"{where}: ops")
     return Description(
         str(content.get("backend", "")),
@@ -180,7 +179,7 @@ def listed(values: object, where: str) -> list[str]:
     """
     items = [values] if isinstance(values, str) else values
     if not isinstance(items, list | tuple) or not items or not all(isinstance(v, str) for v in items):
-        raise SpaceError(f"{where} must be a list of one or more names, got {values!r}.")
+        raise SpaceError(f"{where} must be a list of one or more names, got {shown(values)}.")
     return list(dict.fromkeys(items))
 
 
@@ -209,5 +208,7 @@ def algorithms(values: object, where: str, *, weight: bool) -> tuple[Calibrator,
         raise SpaceError(f"{where}: {exc}") from exc
     for algorithm in found:
         if weight and type(algorithm).weight_range is Calibrator.weight_range:
-            raise SpaceError(f"{where}: {str(algorithm)!r} picks ranges of activations; use 'minmax' or 'mse'.")
+            raise SpaceError(
+                f"{where}: {str(algorithm)!r} picks ranges of activations; weights take 'minmax' or 'mse'."
+            )
     return found

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from raysq import fingerprint
 from raysq.calibration_data import LABEL_KEYS, arguments
+from raysq.checks import check_whole
 from raysq.errors import EvaluationError, OptionError
-from raysq.options import is_whole
 from raysq.rejection import Rejection
 from raysq.scores import ACCURACY, Bounds, Part, gathered, per_item
 
@@ -79,16 +79,10 @@ class Evaluation:
         for name in ("metric", "inputs", "collate"):
             if not callable(getattr(self, name)) and (name == "metric" or getattr(self, name) is not None):
                 raise EvaluationError(f"`Evaluation.{name}` must be a function, got {getattr(self, name)!r}.")
-        if self.batch_size is not None and (not is_whole(self.batch_size) or self.batch_size < 1):
-            raise OptionError(
-                f"`Evaluation.batch_size` must be a whole number of at least 1, or None where `items` are batches; got "
-                f"{self.batch_size!r}."
-            )
-        for name in ("seed", "num_workers"):
-            if not is_whole(getattr(self, name)) or getattr(self, name) < 0:
-                raise OptionError(
-                    f"`Evaluation.{name}` must be a whole number of at least 0, got {getattr(self, name)!r}."
-                )
+        if self.batch_size is not None:
+            check_whole("Evaluation.batch_size", self.batch_size, 1, ", or None where `items` are batches")
+        check_whole("Evaluation.seed", self.seed, 0)
+        check_whole("Evaluation.num_workers", self.num_workers, 0)
         if self.shuffled is True and self.batch_size is not None:
             raise OptionError(
                 "`shuffled` says how items came into batches that `items` holds: it goes with `batch_size=None`. Items "
@@ -190,7 +184,7 @@ def _check_items(items: Any) -> None:
             f"{type(items).__name__}. What can only be read in order goes to `raysq.Stream`."
         )
     if not len(items):
-        raise EvaluationError("`Evaluation` got no item, so there is nothing to score.")
+        raise EvaluationError("`Evaluation` got no item, and needs at least one to score.")
 
 
 def _inputs(batch: Any) -> Any:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ __all__ = [
     "ResumeError",
     "SpaceError",
     "StorageError",
+    "shown",
     "unknown",
 ]
+
+LONGEST = 100  # characters of a value that a message repeats
 
 
 class RaysqError(Exception):
@@ -99,9 +103,16 @@ class NoFeasibleRecipe(RaysqError):
         return type(self), (str(self), self.result)  # by default an exception pickles its message alone
 
 
+def shown(value: object) -> str:
+    """Return a value as a message repeats it: whole where it is short, whatever it is made of."""
+    brief = Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = LONGEST
+    return brief.repr(value)
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """Word the error for an unknown name, with the nearest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
+    near = difflib.get_close_matches(str(name)[:LONGEST], names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}; known are {', '.join(names)}.{hint}"
+    return f"unknown {kind} {shown(name)}; known are {', '.join(names)}.{hint}"

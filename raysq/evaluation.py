@@ -16,7 +16,7 @@ from raysq import fingerprint
 from raysq.errors import EvaluationError
 from raysq.goal import Goal
 from raysq.rejection import Early, Rejection, Watch
-from raysq.scores import ACCURACY, UNBOUNDED, Part, Units, gathered
+from raysq.scores import ACCURACY, UNBOUNDED, Bounds, Part, Units, gathered
 from raysq.stream import ALLOWED, number, read, shown
 
 __all__ = [
@@ -147,14 +147,16 @@ def evaluate(eval_fn: EvalFn, model: Any, goal: Goal, reference: Units | None = 
         try:
             if isinstance(eval_fn, InParts):
                 watch = Watch(eval_fn.rejection, reference, goal) if reference and not goal.others else None
-                return _scored(eval_fn.parts(model), eval_fn.rejection, goal, watch)
+                return _scored(eval_fn.parts(model), eval_fn.rejection.stated, goal, watch)
             returned = eval_fn(model)
             if isinstance(returned, Generator):
-                return _scored(read(returned, UNBOUNDED), Rejection(shuffled=False), goal, None)
+                return _scored(read(returned, UNBOUNDED), UNBOUNDED, goal, None)
         except EvaluationError:
             raise
         except Exception as exc:
-            raise EvaluationError(f"`eval_fn` raised {type(exc).__name__}: {exc}") from exc
+            raise EvaluationError(
+                f"`eval_fn` raised {type(exc).__name__}: {exc}. It must score any model that is called like yours."
+            ) from exc
     if isinstance(returned, Mapping):
         return _chosen(returned, goal)
     _refuse_others(goal, f"returned {shown(returned)}")
@@ -171,7 +173,7 @@ def confirm(model: Any, goal: Goal) -> Score:
     try:
         return evaluate(goal.confirm, model, goal)
     except EvaluationError as exc:
-        raise EvaluationError(f"`Goal.confirm` is called as `eval_fn` is: {exc}") from exc
+        raise EvaluationError(f"`Goal.confirm` must do as `eval_fn` does: {exc}") from exc
 
 
 def loss(score: Score, accuracy: float, metrics: Mapping[str, float], goal: Goal) -> Loss:
@@ -251,7 +253,7 @@ def first_call(eval_fn: EvalFn, model: nn.Module, goal: Goal) -> tuple[tuple[Any
     return seen[0] if seen else None
 
 
-def _scored(parts: Generator[Part], rejection: Rejection, goal: Goal, watch: Watch | None) -> Score:
+def _scored(parts: Generator[Part], stated: Bounds, goal: Goal, watch: Watch | None) -> Score:
     """Return the score of an evaluation that gives it in parts, of which it takes no more than are needed."""
     kept: list[Part] = []
     primary = ACCURACY
@@ -267,10 +269,12 @@ def _scored(parts: Generator[Part], rejection: Rejection, goal: Goal, watch: Wat
             parts.close()
             return Score({primary: early.accuracy}, primary, n=early.seen, early=early)
     if not kept:
-        raise EvaluationError("`eval_fn` yielded no item, so there is nothing to score.")
+        raise EvaluationError(
+            "`eval_fn` yielded no item to score, and must yield at least one. Is its loader exhausted?"
+        )
     if watch is not None:
         watch.ended()
-    units = gathered(kept, rejection.stated)
+    units = gathered(kept, stated)
     metrics = {name: _finite(of.mean, name) for name, of in units.items()}
     return Score(metrics, primary, units[primary], units[primary].items)
 
@@ -303,7 +307,8 @@ def _chosen(returned: Mapping[Any, Any], goal: Goal) -> Score:
     for name in (primary, *goal.others):
         if name not in metrics:
             raise EvaluationError(
-                f"the goal has {name!r} among its `others`, and `eval_fn` returned {_names(metrics)} only."
+                f"the goal has {name!r} among its `others`, so `eval_fn` must return it; it returned "
+                f"{_names(metrics)} only."
             )
         _finite(metrics[name], name)
     return Score(metrics, primary)

@@ -17,7 +17,7 @@ from raysq.goal import Objective
 from raysq.kernels import base, built
 from raysq.latency import Timing
 from raysq.probing import Settled, settled
-from raysq.recipe import Precision, Recipe
+from raysq.recipe import Recipe
 from raysq.result import Ratio, Stage, Status, TrialRecord
 from raysq.rivals import carried
 
@@ -60,8 +60,7 @@ class Standing:
     def __str__(self) -> str:
         parts = [self.backend]
         if self.latency_ratio is not None:
-            low, high = self.latency_ratio.low, self.latency_ratio.high
-            parts.append(f"latency {self.latency_ratio:.3f} [{low:.3f}, {high:.3f}] of fp32")
+            parts.append(f"latency {self.latency_ratio.with_interval} of fp32")
         if self.accuracy is not None and self.accuracy_drop is not None:
             parts.append(f"accuracy {self.accuracy:.4g} ({self.accuracy_drop:+.2%} loss)")
         return "  ".join([*parts, *filter(None, [self.reason])])
@@ -81,7 +80,7 @@ class Finalist:
         return Standing(
             backend=self.built.backend,
             recipe=self.trial.recipe.digest,
-            int8_calls=_in_int8(self.built),
+            int8_calls=base.count_int8(self.built),
             accuracy=self.trial.accuracy,
             accuracy_drop=self.trial.accuracy_drop,
             latency_ms=self.timing.candidate_ms,
@@ -182,7 +181,7 @@ class Finals:
         timing = self._time(model)
         if timing.hopeless:
             raise BackendError(f"{timing.ratio:.0f} times as slow as fp32")
-        if not _in_int8(found.built):
+        if not base.count_int8(found.built):
             raise BackendError("no call runs in int8")
         return _Loaded(found, model, timing)
 
@@ -221,7 +220,3 @@ def _told(exc: Exception) -> str:
     """Return the first line of what went wrong; ours speak for themselves."""
     first = str(exc).strip().partition("\n")[0]
     return first if isinstance(exc, RaysqError) else f"{type(exc).__name__}: {first}"
-
-
-def _in_int8(model: BuiltModel) -> int:
-    return sum(precision is Precision.INT8 for precision in model.executed.values())

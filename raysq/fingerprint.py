@@ -31,7 +31,7 @@ def of_tensors(tensors: Iterable[Tensor]) -> str:
 def feed(sha: Any, tensor: Tensor) -> None:
     """Take a tensor's type, shape and bits into a digest, one of hashlib's."""
     sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    sha.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    sha.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def of_function(function: Callable[..., Any]) -> str:

@@ -47,9 +47,10 @@ class Flattened(torch.nn.Module):
         ModelError: the inputs don't fit the model's signature, or hold something else than tensors and constants.
 
     Example:
-        >>> flat = Flattened(model, (x,), {"mask": mask})
+        >>> from raysq.deployed import Deployed
+        >>> flat = Flattened(model, (x,))
         >>> traced = torch.jit.trace(flat, flat.example)
-        >>> Deployed(traced, flat.signature())(x, mask=mask)
+        >>> y = Deployed(traced, flat.signature())(x)
     """
 
     def __init__(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
@@ -62,7 +63,10 @@ class Flattened(torch.nn.Module):
         try:
             bound = declared.bind(*args, **(kwargs or {}))
         except TypeError as exc:
-            raise ModelError(f"the example inputs don't fit forward{declared}: {exc}.") from exc
+            raise ModelError(
+                f"the example inputs don't fit forward{declared}: {exc}. Give a tuple for positional arguments, a dict "
+                "for keyword."
+            ) from exc
         self._declared = []
         for parameter in declared.parameters.values():
             entry: Description = {"name": parameter.name, "kind": parameter.kind.name}
@@ -104,7 +108,7 @@ class Flattened(torch.nn.Module):
             self.model(*args, **kwargs), "the model's output", self._objects, omit=True
         )
         if not outputs:
-            raise ModelError("the model's output holds no tensor, so there is nothing to deploy.")
+            raise ModelError("the model must return tensors, alone or in a structure; its output holds none.")
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     @property

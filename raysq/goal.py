@@ -59,7 +59,7 @@ FASTEST: Mapping[str, float] = MappingProxyType({Objective.LATENCY: 1.0})
 class Goal:
     """What a recipe must hold to be feasible, and what makes one feasible recipe better than another.
 
-    With baseline b and score a, higher better: drop = b - a (absolute) or (b - a) / |b| (relative), negated
+    With baseline b and score a, higher better: drop is `b - a` (absolute) or `(b - a) / |b|` (relative), negated
     where lower is better. Feasible: drop <= tolerance, equality included, for this metric and for all others.
 
     Attributes:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from raysq.smoothquant.groups import Group
@@ -44,6 +44,21 @@ class OpType(StrEnum):
     def has_weight(self) -> bool:
         """Whether one of its operands is a trained weight."""
         return self in WEIGHTED
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose weight is (in, out/groups, *kernel)."""
+        return self.value.startswith("conv_transpose")
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether it multiplies what it reads by one weight: a convolution or a linear layer."""
+        return self.is_conv or self is OpType.LINEAR
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies what it reads, by a weight or by another activation."""
+        return self.has_matrix or self in (OpType.MATMUL, OpType.BMM)
 
 
 CONVOLUTIONS = frozenset(op for op in OpType if op.value.startswith("conv"))
@@ -150,6 +165,33 @@ class ModelGraph:
     outputs: tuple[int, ...] = ()
     out_of_place: bool = True
 
+    COLUMNS: ClassVar = ("call", "op", "inputs", "output", "MACs", "block", "scale absorbed by")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a row per call, as a person reads it: the cells of `COLUMNS`."""
+        absorbed = {
+            name: ", ".join(p.call or p.vectors[0].rpartition(".")[0] for p in group.producers)
+            for group in self.groups.values()
+            for name in group.calls
+        }
+        return [
+            (
+                call.name,
+                call.op.value,
+                " ".join("x".join(map(str, shape)) for shape in call.input_shapes),
+                "x".join(map(str, call.output_shape)),
+                f"{call.macs:,}",
+                call.block or "",
+                absorbed.get(call.name, ""),
+            )
+            for call in self.calls
+        ]
+
+    def _repr_html_(self) -> str:
+        from raysq import notebook
+
+        return notebook.of_graph(self)
+
     def __getitem__(self, name: str) -> Call:
         return self.by_name[name]
 
@@ -177,14 +219,27 @@ class ModelGraph:
         """The node of each call."""
         return {node.call: node for node in self.nodes if node.call is not None}
 
+    @cached_property
+    def constant_calls(self) -> tuple[str, ...]:
+        """The calls that read the same whatever the model's inputs are, such as projections of relative positions."""
+        fixed: set[int] = set()
+        calls = []
+        for node in self.nodes:
+            if fixed.issuperset(node.inputs):
+                fixed.update(node.outputs)
+                calls += [node.call] if node.call is not None else []
+            elif node.function == "__setitem__":
+                fixed.discard(node.inputs[0])
+        return tuple(calls)
+
     def producer(self, call: str, position: int) -> tuple[Call | None, bool]:
-        """Return the call whose result an input is, shape changes apart, and whether nothing else reads it."""
+        """Return the call whose result an input is, shape changes apart, and whether nobody else reads it."""
         inputs = self.node_of[call].inputs
         if position >= len(inputs):
             return None, False
         value, alone = inputs[position], True
         while True:
-            alone = alone and len(self.readers[value]) == 1
+            alone = alone and len(self.readers[value]) == 1 and value not in self.outputs
             maker = self.makers.get(value)
             if maker is None:
                 return None, False

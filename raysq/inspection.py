@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from raysq.errors import ModelError
 from raysq.graph import Call, ModelGraph, Node, OpType
-from raysq.intercept import Function, Interceptor, Operands, Site
+from raysq.intercept import CALLS, Function, Interceptor, Operands, Site
 from raysq.parametrization import bake, computed
 from raysq.structure import describe
 
@@ -26,6 +26,8 @@ __all__ = ["deployable", "evaluating", "record", "same_outputs"]
 
 log = logging.getLogger("raysq")
 
+GROUPED = "a product for each group of rows, as mixtures of experts have it, has no int8 kernel"
+CELL = "a single step of a recurrent network has no int8 kernel"
 FLOAT_ONLY = {  # functions that multiply matrices and that no backend here runs in int8
     "scaled_dot_product_attention": "fused attention has no int8 kernel",
     "einsum": "einsum has no int8 kernel; torch.matmul has one",
@@ -34,7 +36,18 @@ FLOAT_ONLY = {  # functions that multiply matrices and that no backend here runs
     "rnn_tanh": "RNN has no int8 kernel",
     "rnn_relu": "RNN has no int8 kernel",
     "bilinear": "bilinear has no int8 kernel",
+    "tensordot": "tensordot has no int8 kernel; torch.matmul has one",
+    "addbmm": "addbmm has no int8 kernel; torch.matmul has one",
+    "_grouped_mm": GROUPED,
+    "grouped_mm": GROUPED,
+    "grouped_mm_fallback": GROUPED,  # transformers' own op
+    "lstm_cell": CELL,
+    "gru_cell": CELL,
+    "rnn_tanh_cell": CELL,
+    "rnn_relu_cell": CELL,
 }
+PRODUCTS = {op for op in OpType if op.has_weight or op in (OpType.MATMUL, OpType.BMM)} - {OpType.LSTM}
+OTHER_FORM = "called with these arguments it has no int8 kernel"
 MUTATING = {"__iadd__", "add_", "relu_", "relu6_", "__imul__", "mul_", "hardtanh_", "silu_", "hardswish_"}
 ROUNDING = 1e-3  # largest relative difference that folding a batch norm may make in fp32
 
@@ -71,9 +84,9 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
                 graph = record(candidate, args, kwargs, out_of_place=False)
     if not graph.calls:
         raise ModelError(
-            "the model has no quantizable op: raysq looks for "
+            "the model must have a call that can run in int8, and its forward on the example inputs reaches none of "
             + ", ".join(op.value for op in OpType)
-            + ". Does the forward on the example inputs reach them?"
+            + "."
         )
     return candidate, graph
 
@@ -168,6 +181,8 @@ class _Recorder:
             self.left_in_float[where] = FLOAT_ONLY[function.name]
         elif function.name == "lstm" and site is None:
             self.left_in_float[where] = "an LSTM over packed sequences has no int8 kernel"
+        elif site is None and CALLS.get(function.name) in PRODUCTS and all(t.is_floating_point() for t in made):
+            self.left_in_float[where] = OTHER_FORM
         elif function.name in MUTATING:
             self.left_in_float[where] = "changes its input in place, and that is read under another name"
         name = site.name if site is not None else None
@@ -314,7 +329,9 @@ def evaluating(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, shared).eval()
     except Exception as exc:
-        raise ModelError(f"the model can't be copied: {exc}. raysq quantizes a copy, never the model itself.") from exc
+        raise ModelError(
+            f"the model must be copyable, as raysq quantizes a copy, never the model itself: {exc}."
+        ) from exc
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -322,7 +339,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         return model(*args, **kwargs)
     except Exception as exc:
         shapes = [tuple(t.shape) for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
-        raise ModelError(f"the model fails on the example inputs (shapes {shapes}): {exc}") from exc
+        raise ModelError(f"the model must run on the example inputs, and fails (shapes {shapes}): {exc}") from exc
 
 
 def _check_devices(model: nn.Module) -> None:

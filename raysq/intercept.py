@@ -6,6 +6,7 @@ the path of the module that is running, so that every call gets a name that is s
 
 from __future__ import annotations
 
+import functools
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from raysq.graph import OpType
 
-__all__ = ["Function", "Interceptor", "Operands", "Site", "Window"]
+__all__ = ["POOLS", "Function", "Interceptor", "Operands", "Site", "Window", "with_strides"]
 
 CALLS: Mapping[str, OpType] = {
     "conv1d": OpType.CONV1D,
@@ -43,7 +44,9 @@ CALLS: Mapping[str, OpType] = {
     "embedding_bag": OpType.EMBEDDING_BAG,
     "lstm": OpType.LSTM,
 }
+POOLS = (OpType.MAX_POOL, OpType.AVG_POOL)
 SPELLINGS = {"__add__": "add", "__radd__": "add", "__matmul__": "matmul", "__rmatmul__": "matmul", "mm": "matmul"}
+NUMBERS = ("stride", "padding", "output_padding", "dilation", "groups")  # of a convolution
 IN_PLACE = {"__iadd__": "add", "add_": "add", "relu_": "relu", "__imul__": "mul", "mul_": "mul", "relu6_": "relu6"}
 OUT_OF_PLACE: Mapping[str, Callable[..., Any]] = {
     "add": torch.add,
@@ -51,6 +54,7 @@ OUT_OF_PLACE: Mapping[str, Callable[..., Any]] = {
     "relu": torch.relu,
     "relu6": F.relu6,
 }
+PLACES = functools.partial(torch.nonzero, as_tuple=True)  # what `torch.where` of a condition alone is
 # A copy of torch's own function in which no argument ever claims to override it: run under the mode again,
 # it shows the linear layers and products inside, which torch hides in one opaque call.
 ATTENTION = types.FunctionType(
@@ -192,6 +196,9 @@ class Interceptor(TorchFunctionMode):
                 return ATTENTION(*args, **kwargs)
         if self._out_of_place:
             func, name, args, kwargs = _without_mutation(func, name, args, kwargs)
+        if func is torch.where and len(args) + len(kwargs) == 1:  # IPEX's passes fail on "aten::where" of one operand
+            func, name = PLACES, "nonzero"
+            args, kwargs = (*args, *kwargs.values()), {}
         name = SPELLINGS.get(name, name)
         operands = _operands(name, func, args, kwargs)
         site = None if operands is None else self._site(name)
@@ -279,6 +286,29 @@ def _operands(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return Operands((args[0],), (), lambda a, *_: func(a[0], *args[1:], **kwargs))
 
 
+class _Strides(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if CALLS.get(name) in POOLS:
+            args, kwargs = _with_stride(name, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def with_strides(model: nn.Module) -> nn.Module:
+    """Make a model spell out its pools' default strides whoever runs or traces it, and return it."""
+    kind = type(model)
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _Strides():
+            return kind.forward(self, *args, **kwargs)
+
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return model
+
+
 def _with_stride(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Spell out a pool's default stride, its kernel size: oneDNN Graph fails on the empty list that is traced."""
     if name.startswith("adaptive"):
@@ -307,14 +337,14 @@ def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if transposed:
         names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given |= {name: _fixed(given[name]) for name in NUMBERS if name in given}
     x, weight = given["input"], given["weight"]
     axes = weight.dim() - 2
     if not _is_data(x) or not _is_data(weight) or x.dim() != axes + 2:
         return None
     if isinstance(given.get("padding"), str):
         given["padding"] = _padding(given, axes)
-        args, kwargs = (), given
-    args, kwargs = _positional(names, args, kwargs)
+    args, kwargs = _positional(names, (), given)
     window = None
     if not transposed:
         padding = given.get("padding", 0)
@@ -329,6 +359,11 @@ def _conv(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return Operands(
         (x,), (weight,), lambda a, w, b: func(a[0], w[0], _like(b, w[0]), *rest, **kwargs), bias, groups, window
     )
+
+
+def _fixed(value: Any) -> Any:
+    """Return a size that is being traced as the number that it is: TorchScript takes no tensor for a window."""
+    return int(value) if isinstance(value, Tensor) else value
 
 
 def _padding(given: Mapping[str, Any], axes: int) -> tuple[int, ...] | str:

@@ -13,16 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysq import entry
+from raysq import listed_op
 from raysq.calibration import Calibrator, parse
 from raysq.calibration.minmax import MinMax
 from raysq.calibration.moving_average import MovingAverage
 from raysq.calibration.mse import MSE
-from raysq.entry import MIN_MAX, Entry
-from raysq.errors import RecipeError
+from raysq.errors import RaysqError, RecipeError, shown
 from raysq.graph import ModelGraph, OpType
 from raysq.kernels.cpu import lacks_vnni
 from raysq.kernels.qconf import FACTOR, Op, match, ops_of
+from raysq.listed_op import MIN_MAX, ListedOp, kind_of
+from raysq.listed_plans import matched
 from raysq.recipe import FP32, Approach, Granularity, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig
 
 __all__ = ["recipe_from_ipex"]
@@ -56,21 +57,27 @@ def recipe_from_ipex(path: str | Path, graph: ModelGraph | None = None) -> Recip
     Example:
         >>> recipe = recipe_from_ipex("configure.json", raysq.inspect(model, x))  # doctest: +SKIP
     """
-    data = entry.read(path)
+    data = listed_op.read(path)
+    neither = f"{path} is neither IPEX 2.x's `save_qconf_summary` nor a list of ops as IPEX 1.x wrote it"
     if isinstance(data, list):
-        recipe, lost = _of_list([Entry.from_dict(item) for item in data], graph)
+        recipe, lost = _of_list([ListedOp.from_dict(item) for item in data], graph)
     elif isinstance(data, dict) and data and all(isinstance(m, dict) and "q_op_infos" in m for m in data.values()):
-        recipe, lost = _of_summary(data, graph)
+        try:
+            recipe, lost = _of_summary(data, graph)
+        except RaysqError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as exc:  # whatever isn't there
+            raise RecipeError(f"{neither} ({type(exc).__name__}: {shown(str(exc))}). Write it anew.") from exc
     else:
-        raise RecipeError(f"{path} is neither IPEX 2.x's `save_qconf_summary` nor a list of ops as IPEX 1.x wrote it.")
+        raise RecipeError(f"{neither}. Write it anew.")
     warnings.warn(f"of {path} a recipe can't hold {'; '.join(lost)}.", stacklevel=2)
     return recipe
 
 
-def _of_list(entries: Iterable[Entry], graph: ModelGraph | None) -> tuple[Recipe, list[str]]:
-    known = [e for e in entries if entry.kind_of(e.name) is not None]
+def _of_list(ops: Iterable[ListedOp], graph: ModelGraph | None) -> tuple[Recipe, list[str]]:
+    known = [op for op in ops if kind_of(op.name) is not None]
     lost = [SCALES] if graph else [SCALES, NO_MODULES]
-    named = {e.label: e for e in known} if graph is None else entry.matched(known, graph)
+    named = {op.label: op for op in known} if graph is None else matched(known, graph)
     configs: dict[str, OpConfig] = {}
     for name, op in named.items():
         configs[name] = FP32
@@ -78,7 +85,7 @@ def _of_list(entries: Iterable[Entry], graph: ModelGraph | None) -> tuple[Recipe
             configs[name] = _reduced(op.config, lacks_vnni())
         elif any(op.inputs_quantized):
             lost.append(f"that only some inputs of {name} are quantized: it stays in fp32")
-        if any(op.outputs_quantized) and entry.kind_of(op.name) not in (OpType.LSTM, OpType.EMBEDDING_BAG):
+        if any(op.outputs_quantized) and kind_of(op.name) not in (OpType.LSTM, OpType.EMBEDDING_BAG):
             lost.append(f"that the result of {name} is quantized: its readers decide that")
     return Recipe(configs), lost
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from raysq.evaluation import EvalFn
     from raysq.goal import Goal
-    from raysq.options import Latency
+    from raysq.latency import Latency
     from raysq.prepared import Prepared
     from raysq.result import Baseline
 

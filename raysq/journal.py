@@ -6,100 +6,27 @@ Ray's own snapshot may lose every trial of a run that is killed; a line that sta
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
-import math
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import numpy as np
+from raysq.checks import is_whole
+from raysq.errors import InputError, ResumeError, StorageError, shown
+from raysq.journal_lines import entry_from_dict, header_from_dict, to_dict
+from raysq.plain_data import from_json
+from raysq.run import Entry, Header
 
-from raysq.errors import InputError, ResumeError, StorageError
-from raysq.op_times import OpTimes
-from raysq.recipe import Recipe
-from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
-from raysq.scores import Units
+__all__ = ["FILE", "SCHEMA", "Journal", "read", "vacant"]
 
-__all__ = [
-    "FILE",
-    "SCHEMA",
-    "Entry",
-    "Header",
-    "Journal",
-    "WarmStart",
-    "baseline_from_dict",
-    "read",
-    "record_from_dict",
-    "to_dict",
-    "vacant",
-]
+T = TypeVar("T")
 
 FILE = "journal.jsonl"  # of a run's directory
 SCHEMA = 1  # grows by additions only: a reader of schema n accepts every schema <= n
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One finished trial, and what its record doesn't hold.
-
-    Attributes:
-        record: the trial.
-        seen: how many trials had completed when this one was suggested: what replay needs.
-        pairs: raw milliseconds (candidate, reference) of its timing, () if it wasn't timed.
-        environment: "cpu", "isa", "threads" and "governor" of the worker.
-        ended_s: seconds from the begin of the search, or of its resumed part, to the end of the trial.
-    """
-
-    record: TrialRecord
-    seen: int
-    pairs: tuple[tuple[float, float], ...] = ()
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    ended_s: float | None = None
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """What earlier runs spare this one.
-
-    Attributes:
-        entries: results that are not measured again; their trials are numbered below 0.
-        recipes: what is tried first, in this order.
-    """
-
-    entries: tuple[Entry, ...] = ()
-    recipes: tuple[Recipe, ...] = ()
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a run is about; a journal is continued only by a run whose fingerprints are the same.
-
-    Attributes:
-        fingerprints: digests of "model", "calibration", "evaluation".
-        arguments: what `raysq.tune` was asked, as plain data.
-        versions: of raysq, torch, ray and the backend.
-        backend: its name.
-        baseline: what int8 is measured against.
-        warm_start: what it began with, so that it is resumed without the runs that this came from.
-        op_times: of single calls, where they were measured: a strategy that reads them must see the same again.
-        calls: name of each call, in execution order, to its "op", "macs", "group" (of calls that are smoothed alike)
-            and "rank" (1: int8 costs it most), for people who read the run later.
-    """
-
-    fingerprints: Mapping[str, str]
-    arguments: Mapping[str, Any]
-    versions: Mapping[str, str]
-    backend: str
-    baseline: Baseline
-    warm_start: WarmStart = field(default_factory=WarmStart)
-    op_times: OpTimes | None = None
-    calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Journal:
@@ -149,7 +76,7 @@ class Journal:
         try:
             file = FileIO(path, "r+")
         except OSError as exc:
-            raise StorageError(f"can't write {path}: {exc.strerror}.") from exc
+            raise StorageError(f"can't write {path}: {exc.strerror}. Resume a copy of its directory.") from exc
         _lock(path, file)
         file.truncate(path.read_bytes().rfind(b"\n") + 1)
         file.seek(0, os.SEEK_END)
@@ -159,7 +86,7 @@ class Journal:
         """Write one entry; it is on disk when this returns.
 
         Raises:
-            StorageError: the disk is full or gone.
+            StorageError: the disk is full or gone; what was written before is whole.
         """
         self._write(to_dict(entry))
 
@@ -175,12 +102,23 @@ class Journal:
 
     def _write(self, data: Mapping[str, Any]) -> None:
         line = json.dumps(data, allow_nan=False).encode() + b"\n"
+        whole = os.fstat(self._file.fileno()).st_size
         try:
             while line:
                 line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as exc:
-            raise StorageError(f"can't write {self.path}: {exc.strerror}.") from exc
+            with contextlib.suppress(OSError):  # a line that follows a torn one would be damaged too
+                self._file.truncate(whole)
+                self._file.seek(whole)
+            raise StorageError(
+                f"can't write {self.path}: {exc.strerror}. The trials that stand there are whole: make room, then go "
+                f"on with `resume={str(self.path)!r}`."
+            ) from exc
+        if not os.fstat(self._file.fileno()).st_nlink and not self.path.exists():
+            raise StorageError(
+                f"{self.path} was removed while the run wrote it. Start anew, with another `storage_path`."
+            )
 
 
 def vacant(path: Path) -> Path:
@@ -217,132 +155,34 @@ def read(path: Path) -> tuple[Header, tuple[Entry, ...]]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as exc:
-        raise ResumeError(f"can't read a journal at {path}: {exc.strerror}.") from exc
+        raise ResumeError(f"can't read a journal at {path}: {exc.strerror}. Pass the directory of a run.") from exc
     if not lines:
         raise ResumeError(f"{path} holds no header: the run ended before its baseline. Start a new one.")
     parsed = [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
     schema = parsed[0].pop("schema", None)
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise ResumeError(f"{path}: its schema must be at most {SCHEMA}, got {schema!r}. Update raysq to read it.")
-    header, *entries = [
-        _understood(path, number, kind, data)
-        for number, (kind, data) in enumerate(zip([Header] + [Entry] * len(lines), parsed, strict=False), 1)
-    ]
+    if not is_whole(schema) or not 1 <= schema <= SCHEMA:
+        raise ResumeError(f"{path}: its schema must be at most {SCHEMA}, got {shown(schema)}. Update raysq to read it.")
+    header = _understood(path, 1, header_from_dict, parsed[0])
+    entries = (_understood(path, number, entry_from_dict, data) for number, data in enumerate(parsed[1:], 2))
     return header, tuple(entries)
 
 
-def to_dict(value: Any) -> Any:
-    """Return plain data for strict JSON; numbers that are not finite become text ("nan", "inf")."""
-    if isinstance(value, Recipe):
-        return value.to_dict()
-    if isinstance(value, Ratio):
-        return {"value": float(value), "low": value.low, "high": value.high}
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_dict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_dict(v) for v in value]
-    if isinstance(value, np.generic):
-        return to_dict(value.item())
-    if isinstance(value, np.ndarray):
-        return to_dict(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def record_from_dict(data: Mapping[str, Any]) -> TrialRecord:
-    """Return the record whose `to_dict` this is.
-
-    Raises:
-        InputError: a malformed recipe.
-        TypeError, ValueError, KeyError, AttributeError: anything else that is malformed.
-    """
-    return TrialRecord(
-        **{
-            **data,
-            "recipe": Recipe.from_dict(data["recipe"]),
-            "config": dict(data["config"]),
-            "status": Status(data["status"]),
-            "stage": Stage(data["stage"]),
-            "ratio": _ratio(data.get("ratio")),
-            "metrics": _optional_floats(data.get("metrics")),
-            **{name: _float(data[name]) for name in _NUMBERS if data.get(name) is not None},
-        }
-    )
-
-
-def baseline_from_dict(data: Mapping[str, Any]) -> Baseline:
-    """Return the baseline whose `to_dict` this is.
-
-    Raises:
-        TypeError, ValueError, KeyError, AttributeError: malformed data.
-    """
-    return Baseline(
-        **{
-            **data,
-            "metrics": _floats(data["metrics"]),
-            "forms_ms": _floats(data["forms_ms"]),
-            "bf16_ratio": _ratio(data.get("bf16_ratio")),
-            "confirm_metrics": _optional_floats(data.get("confirm_metrics")),
-            "reference": Units.from_dict(data["reference"]) if data.get("reference") else None,
-        }
-    )
-
-
-_NUMBERS = (
-    *("accuracy", "accuracy_drop", "worst_drop", "drop_std"),
-    *("latency_ms", "latency_ratio", "size_ratio", "memory_ratio"),
-)
-
-
-def _understood(path: Path, number: int, kind: type, data: dict[str, Any]) -> Any:
+def _understood(path: Path, number: int, read_line: Callable[[Mapping[str, Any]], T], data: Mapping[str, Any]) -> T:
     try:
-        if kind is Header:
-            baseline, warm_start = baseline_from_dict(data["baseline"]), _warm_start(data.get("warm_start", {}))
-            op_times = OpTimes.from_dict(data["op_times"]) if data.get("op_times") else None
-            return Header(**{**data, "baseline": baseline, "warm_start": warm_start, "op_times": op_times})
-        return _entry(data)
-    except (TypeError, ValueError, KeyError, AttributeError, InputError) as exc:
+        return read_line(data)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, InputError) as exc:
         what = f"{type(exc).__name__}: {exc}"
         raise ResumeError(f"{path}, line {number} is not what raysq wrote ({what}). Remove that line.") from exc
 
 
-def _entry(data: Mapping[str, Any]) -> Entry:
-    pairs = tuple((float(a), float(b)) for a, b in data["pairs"])
-    return Entry(**{**data, "record": record_from_dict(data["record"]), "pairs": pairs})
-
-
-def _warm_start(data: Mapping[str, Any]) -> WarmStart:
-    recipes = tuple(map(Recipe.from_dict, data.get("recipes", ())))
-    return WarmStart(tuple(map(_entry, data.get("entries", ()))), recipes)
-
-
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as exc:
+        data = from_json(line)
+    except ValueError as exc:
         raise ResumeError(f"{path}, line {number} is damaged: {exc}. Remove that line.") from exc
     if not isinstance(data, dict):
         raise ResumeError(f"{path}, line {number} must be an object, got {type(data).__name__}. Remove that line.")
     return data
-
-
-def _ratio(data: Mapping[str, Any] | None) -> Ratio | None:
-    return None if data is None else Ratio(**_floats(data))
-
-
-def _floats(data: Mapping[str, Any]) -> dict[str, float]:
-    return {name: _float(value) for name, value in data.items()}
-
-
-def _optional_floats(data: Mapping[str, Any] | None) -> dict[str, float] | None:
-    return None if data is None else _floats(data)
-
-
-def _float(value: Any) -> float:
-    return float(value)  # reads "nan" and "inf" too
 
 
 def _taken(path: Path) -> StorageError:

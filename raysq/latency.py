@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from raysq.options import Latency
+from raysq.errors import OptionError
 from raysq.result import Ratio
 
-__all__ = ["Timing", "alone", "pair", "ratio_of", "threads"]
+__all__ = ["Latency", "Timing", "alone", "pair", "ratio_of", "threads"]
 
 Clock = Callable[[], float]
 Model = Callable[..., Any]
@@ -33,6 +33,29 @@ MAX_PAIRS = 1000
 ROUGH = 0.1  # of the ratio; a wider interval says little, so timing goes on,
 EXTENSION = 4  # up to so many times the budget
 HOPELESS = 20.0  # an int8 model this many times slower hit a reference kernel (8 s a call were seen): stop early
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How latency is measured: interleaved pairs of fp32 and int8 until the ratio is sharp or time is up.
+
+    Attributes:
+        budget_s: seconds a timing in a trial should take, > 0; up to four times as many where the ratio stays unclear.
+        final_budget_s: seconds for the timing of the winner, > 0.
+        ci_width: stop as soon as the 95 % interval of the ratio is narrower than this share of it, > 0.
+
+    Raises:
+        OptionError: a value that is not positive.
+    """
+
+    budget_s: float = 1.0
+    final_budget_s: float = 3.0
+    ci_width: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("budget_s", "final_budget_s", "ci_width"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise OptionError(f"`Latency.{name}` must be positive, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -73,12 +96,13 @@ def pair(
     kwargs: Mapping[str, Any],
     num_threads: int,
     latency: Latency,
+    deciding: bool = False,
     clock: Clock = time.perf_counter,
 ) -> Timing:
     """Time two models on the same inputs until their ratio is known well enough, or time is up.
 
     At least seven pairs are taken, whatever the budget, unless the candidate turns out hopeless. Where the interval is
-    still wider than a tenth of the ratio, up to four times the budget is spent.
+    still wider than a tenth of the ratio, up to four times the budget is spent, unless it is about a decision.
 
     Args:
         candidate: the model in question.
@@ -87,6 +111,7 @@ def pair(
         kwargs: keyword inputs of both.
         num_threads: threads of deployment, >= 1.
         latency: the budget in seconds, and the relative width of the interval that is good enough.
+        deciding: all that matters is which of both is faster: end as soon as the interval excludes 1.
         clock: seconds, as `time.perf_counter`.
     """
 
@@ -115,7 +140,9 @@ def pair(
                 continue
             ratio = ratio_of(pairs)
             spent, width = clock() - begin, (ratio.high - ratio.low) / ratio
-            if width < latency.ci_width or spent > latency.budget_s * (1 if width < ROUGH else EXTENSION):
+            patience = 1 if deciding or width < ROUGH else EXTENSION
+            decided = deciding and not ratio.low <= 1 <= ratio.high
+            if decided or width < latency.ci_width or spent > patience * latency.budget_s:
                 break
         return _timing(pairs)
 

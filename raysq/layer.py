@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysq.arithmetic import QParams
-from raysq.weight import channel_axis
 
 if TYPE_CHECKING:
     from raysq.graph import Call
@@ -43,12 +42,12 @@ def tensor(values: NDArray[Any]) -> Tensor:
 
 def fields(call: Call, rows: Tensor, weight: Tensor) -> Tensor | None:
     """Return the rows as this call reads them, None where they were sampled for another window or not at all."""
-    if call.op.is_conv and not channel_axis(call) and rows.shape[2:] != weight.shape[2:]:
+    if call.op.is_conv and not call.op.is_transposed and rows.shape[2:] != weight.shape[2:]:
         if any(size > 1 for size in weight.shape[2:]):
             return None
         for axis in range(2, rows.dim()):  # a 1x1 beside a 3x3 that reads the same tensor
             rows = rows.narrow(axis, rows.shape[axis] // 2, 1)
-    read = len(weight) if channel_axis(call) else weight[0].numel() * call.groups
+    read = len(weight) if call.op.is_transposed else weight[0].numel() * call.groups
     return rows if len(rows) and rows[0].numel() == read else None
 
 
@@ -66,12 +65,12 @@ def matrix(call: Call, weight: Tensor) -> Tensor:
     """Return a weight as (groups, inputs, outputs); several stacked ones keep that axis in front."""
     stack = weight.shape[: weight.dim() - len(call.weight_shape)]
     values = weight.reshape(*stack, call.groups, call.weight_shape[0] // call.groups, -1)
-    return values if channel_axis(call) else values.mT
+    return values if call.op.is_transposed else values.mT
 
 
 def unmatrix(call: Call, values: Tensor) -> Tensor:
     """Return (groups, inputs, outputs) in the weight's shape; several stacked ones keep that axis in front."""
-    return (values if channel_axis(call) else values.mT).reshape(*values.shape[:-3], *call.weight_shape)
+    return (values if call.op.is_transposed else values.mT).reshape(*values.shape[:-3], *call.weight_shape)
 
 
 def scale_and_zero(p: QParams, dims: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from raysq.errors import SpaceError, unknown
 from raysq.features import Value
-from raysq.graph import ModelGraph, OpType
+from raysq.graph import ModelGraph
 from raysq.recipe import Recipe, Transform
 
 __all__ = ["ALPHA", "ModelChoices"]
@@ -73,7 +73,7 @@ class ModelChoices:
             Transform.EQUALIZATION: any(
                 g.producers and all(p.call for p in g.producers) for g in graph.groups.values()
             ),
-            Transform.BIAS_CORRECTION: any(call.op.is_conv or call.op is OpType.LINEAR for call in graph.calls),
+            Transform.BIAS_CORRECTION: any(call.op.has_matrix for call in graph.calls),
         }
         values.update({t.value: (False, True) for t in Transform if t in transforms and fits[t]})
         return cls({kind: tuple(names) for kind, names in kinds.items()}, alphas, values, everywhere)
@@ -169,11 +169,13 @@ class ModelChoices:
         """
         for group, alpha in recipe.smoothing.items():
             if isinstance(alpha, tuple):
-                raise SpaceError(f"a space holds alphas, but the recipe has fixed scales for {group!r}.")
+                raise SpaceError(f"a space holds alphas, so a recipe in it must; it has fixed scales for {group!r}.")
             self.check(GROUP + group, alpha)
         for transform in recipe.transforms:
             if True not in self.values.get(transform.value, ()):
-                raise SpaceError(f"this space holds no {transform.value}, but the recipe has it.")
+                raise SpaceError(
+                    f"this space holds no {transform.value}, which the recipe has. Leave it out of the recipe."
+                )
 
     def within(self, recipe: Recipe) -> Recipe:
         """Return a recipe that these values allow: what they don't has its default instead."""

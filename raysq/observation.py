@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from raysq import fingerprint
-from raysq.calibration_data import Batch
+from raysq.calibration_data import Batch, samples
 from raysq.errors import CalibrationError
 from raysq.graph import ModelGraph, activation_axis
 from raysq.histogram import LIMIT, HistogramBuilder
 from raysq.intercept import Interceptor, Operands, Site, Window
 from raysq.kept_items import KeptItems
 from raysq.stats import CalibrationStats, TensorStats
+from raysq.structure import tensors_in
 
 __all__ = ["observe"]
 
@@ -64,9 +64,10 @@ def observe(
             try:
                 model(*args, **kwargs)
             except Exception as exc:
-                shapes = [tuple(t.shape) for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+                shapes = [tuple(t.shape) for t in tensors_in((args, dict(kwargs)))]
                 raise CalibrationError(
-                    f"the model fails on calibration batch {number} (shapes {shapes}): {exc}"
+                    f"the model must run on all calibration batches, and fails on batch {number} (shapes {shapes}): "
+                    f"{exc}"
                 ) from exc
     return observer.finish()
 
@@ -102,10 +103,9 @@ class _Observer:
 
     def start(self, batch: Batch) -> None:
         """Choose which samples and positions of the next batch are kept."""
-        tensors = [t for t in tree_leaves((batch.args, dict(batch.kwargs))) if isinstance(t, Tensor)]
-        for tensor in tensors:
+        for tensor in tensors_in((batch.args, dict(batch.kwargs))):
             fingerprint.feed(self._hash, tensor)
-        size = next((t.shape[0] for t in tensors if t.dim()), 1)
+        size = samples(batch)
         self._items.choose(batch, size)
         mask = batch.kwargs.get("attention_mask")
         mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -145,7 +145,7 @@ class _Observer:
                 if name not in self._tensors:
                     self._tensors[name] = _Activation(tensor.shape[axis])
                 self._tensors[name].add(tensor, axis, self._batch, operands.window)
-        output = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
+        output = tensors_in(result)[0]
         axis = activation_axis(site.op, output.dim())
         values = self._batch.without_padding(output, axis)
         self._outputs.setdefault(site.name, _Channels(output.shape[axis])).add(values, axis)

@@ -16,12 +16,12 @@ from raysq.bias_correction import output_shift
 from raysq.graph import Call, OpType
 from raysq.layer import fields, rounded, tensor
 from raysq.recipe import Approach, OpConfig, Recipe, Rounding, TensorConfig, Transform
-from raysq.weight import channel_axis, weight_of, weight_params
+from raysq.weight import channel_axis, parameters_of, weight_of, weight_params
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from raysq.kernels.base import Source
+    from raysq.source import Source
 
 __all__ = ["CallPlan", "Planner"]
 
@@ -29,7 +29,6 @@ Floats = NDArray[np.float32]
 
 POOLS = (OpType.MAX_POOL, OpType.AVG_POOL)
 FULL_U8, FULL_S8 = Grid(0, 255, symmetric=False), Grid(-128, 127, symmetric=True)  # results are never read saturating
-ACCUMULATING = (OpType.LINEAR, OpType.MATMUL, OpType.BMM)  # convolutions too: a sum can ride on their accumulator
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Planner:
         self._graph = source.graph
         self._stats = source.stats
         self._multipliers = source.multipliers
-        self._weights = _weights(source.model)
+        self._weights = parameters_of(source.model)
         self._activation_cache: dict[tuple[str, TensorConfig], QParams] = {}
         self._weight_cache: dict[tuple[object, ...], QParams] = {}
         self._adaptations: dict[tuple[object, ...], tuple[Floats | None, Floats | None]] = {}
@@ -77,7 +76,7 @@ class Planner:
     def with_weights(self, model: nn.Module) -> Planner:
         """Return a planner of the same activations for a model whose weights are others by now."""
         other = copy.copy(self)
-        other._weights = _weights(model)
+        other._weights = parameters_of(model)
         other._weight_cache, other._adaptations = {}, {}
         return other
 
@@ -124,7 +123,7 @@ class Planner:
     def _adapted(self, call: Call, plan: CallPlan, corrected: bool) -> CallPlan:
         """Round the weight by looking at data and make up for the mean error, where that is asked for."""
         adaptive = plan.config.rounding is Rounding.ADAROUND
-        if not (adaptive or corrected) or not (call.op.is_conv or call.op is OpType.LINEAR):
+        if not (adaptive or corrected) or not call.op.has_matrix:
             return plan
         assert self._stats is not None and plan.inputs[0] is not None and plan.weights is not None
         key = (call.name, plan.config, corrected, float(plan.inputs[0].scale), int(plan.inputs[0].zero_point))
@@ -174,7 +173,7 @@ class Planner:
         maker, alone = self._graph.producer(call.name, position)
         if maker is None or not alone or call.tensors[0] == call.tensors[1]:
             return False
-        return (maker.op.is_conv or maker.op in ACCUMULATING) and _runs_int8(plans[maker.name])
+        return maker.op.is_product and _runs_int8(plans[maker.name])
 
     def _input(self, call: Call, position: int, config: TensorConfig, plans: Mapping[str, CallPlan]) -> QParams:
         maker, _ = self._graph.producer(call.name, position)
@@ -212,10 +211,6 @@ class Planner:
             weight = weight_of(call, self._weights[name])
             self._weight_cache[key] = weight_params(weight, config, channel_axis(call))
         return self._weight_cache[key]
-
-
-def _weights(model: nn.Module) -> dict[str, Floats]:
-    return {n: p.detach().numpy() for n, p in model.named_parameters(remove_duplicate=False)}
 
 
 def _runs_int8(plan: CallPlan) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,27 +12,30 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from raysq import fingerprint, memory
-from raysq.calibration_data import Calibration, peek
+from raysq.calibration_data import Batch, Calibration, arguments, peek
+from raysq.capabilities import Capabilities
+from raysq.checks import check_whole, is_whole
 from raysq.errors import CalibrationError, ModelError, OptionError
 from raysq.flattened import forward_signature
 from raysq.graph import ModelGraph
 from raysq.inspection import deployable, evaluating
 from raysq.kernels import base
-from raysq.kernels.base import BuiltModel, Capabilities, Source
+from raysq.kernels.base import BuiltModel
 from raysq.kernels.cpu import governor, model_name, physical_cores
-from raysq.latency import Timing, pair
+from raysq.latency import Latency, Timing, alone, pair
 from raysq.model_choices import ModelChoices
 from raysq.observation import observe
-from raysq.options import Latency, Smoothing, is_whole
-from raysq.probing import probe
+from raysq.probing import Probe, probe
 from raysq.recipe import Precision
 from raysq.rivals import AUTO, CHEAPEST_FIRST, seeded
 from raysq.sensitivities import MSE, rank
+from raysq.smoothing import Smoothing
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
+from raysq.source import Source
 from raysq.space import APPROACHES, SearchSpace, build_space
 from raysq.switches import Switches, read_switches, with_switches
 
-__all__ = ["MACHINE", "Prepared", "as_call", "machine", "prepare", "ranked", "resolve"]
+__all__ = ["MACHINE", "Prepared", "machine", "prepare", "ranked", "resolve"]
 
 
 MACHINE = ("cpu", "isa", "threads", "governor")  # the CPU's name, its instruction sets, of its frequency or None
@@ -54,6 +58,9 @@ class Prepared:
         left_in_float: call or function, and why it stays in float in every recipe.
         build_s: seconds that building the default recipe took; 0 where nothing was built.
         rivals: names of further backends, which the best recipes are tried on.
+        calibration_s: seconds that the pass over the calibration data took.
+        sensitivities: call to the noise that int8 adds at its output in the default recipe, as a share of the signal,
+            both squared; what the calls are ranked by. Empty where there are no statistics, or the space was given.
     """
 
     source: Source
@@ -67,6 +74,13 @@ class Prepared:
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     build_s: float = 0.0
     rivals: tuple[str, ...] = ()
+    calibration_s: float = 0.0
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What people call the model: its class."""
+        return type(self.source.model).__name__
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -75,12 +89,18 @@ class Prepared:
 
     @property
     def calls(self) -> dict[str, dict[str, Any]]:
-        """What a person wants to know of each call, in execution order: see `raysq.journal.Header`."""
+        """What a person wants to know of each call, in execution order: see `raysq.run.Header`."""
         graph = self.source.graph
         groups = {call: group.name for group in graph.groups.values() for call in group.calls}
         ranks = {name: place for place, name in enumerate(self.space.rankings.get(MSE().name, ()), 1)}
         return {
-            c.name: {"op": c.op.value, "macs": c.macs, "group": groups.get(c.name, ""), "rank": ranks.get(c.name)}
+            c.name: {
+                "op": c.op.value,
+                "macs": c.macs,
+                "group": groups.get(c.name, ""),
+                "rank": ranks.get(c.name),
+                "sensitivity": self.sensitivities.get(c.name),
+            }
             for c in graph.calls
         }
 
@@ -90,8 +110,10 @@ class Prepared:
         leaves = tree_leaves((self.latency_args, self.latency_kwargs))
         return [f"{t.dtype} {tuple(t.shape)}" for t in leaves if isinstance(t, Tensor)]
 
-    def time(self, candidate: Callable[..., Any], reference: Callable[..., Any], latency: Latency) -> Timing:
-        """Time two forms of the model in turn, as it will be deployed."""
+    def time(
+        self, candidate: Callable[..., Any], reference: Callable[..., Any], latency: Latency, *, deciding: bool = False
+    ) -> Timing:
+        """Time two forms of the model in turn, as it will be deployed, see `raysq.latency.pair`."""
         return pair(
             candidate,
             reference,
@@ -99,7 +121,12 @@ class Prepared:
             kwargs=self.latency_kwargs,
             num_threads=self.num_threads,
             latency=latency,
+            deciding=deciding,
         )
+
+    def latency_ms(self, model: Callable[..., Any]) -> float:
+        """Return the median milliseconds of one form of the model, as it will be deployed."""
+        return alone(model, args=self.latency_args, kwargs=self.latency_kwargs, num_threads=self.num_threads)
 
     def memory_growth(self, built: BuiltModel) -> int:
         """Return the bytes that a forward of a build adds to the resident memory at its peak, see `memory.growth`."""
@@ -156,35 +183,21 @@ def prepare(
     model = resolve(model)
     if num_threads is not None and (not is_whole(num_threads) or not 1 <= num_threads <= 1024):
         raise OptionError(f"`num_threads` must be a whole number in [1, 1024], got {num_threads!r}.")
-    if not is_whole(seed) or seed < 0:
-        raise OptionError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
-    if not isinstance(smoothing, Smoothing | bool | None):
-        raise OptionError(f"`smoothing` must be a raysq.Smoothing, True, False or None, got {smoothing!r}.")
+    check_whole("seed", seed, 0)
     switches = read_switches(switches)
-    smooth = switches.get("smooth_quant")
-    if smooth is not None and smoothing is not None and smooth == (smoothing is False):
-        raise OptionError(f"`smoothing`={smoothing!r} and switch 'smooth_quant' contradict each other. Leave one out.")
+    smoothing = _smoothing_of(smoothing, switches.get("smooth_quant"))
     if backend == AUTO:
         engines = list(base.usable(CHEAPEST_FIRST)) or [base.available()]
     else:
         engines = [base.get(backend) if backend else base.available()]
-    if calib is None and (approach not in UNCALIBRATED or example_inputs is None):
-        raise CalibrationError(
-            '`calib` may be None for approach="dynamic" and approach="weight_only" with `example_inputs` only.'
-        )
-    batches = iter(()) if calib is None else Calibration.of(calib).batches(evaluating(model))
-    if calib is None:
-        args, kwargs = as_call(example_inputs)
-    else:
-        first, batches = peek(batches)
-        args, kwargs = as_call(example_inputs) if example_inputs is not None else (first.args, first.kwargs)
+    batches, args, kwargs = _inputs(model, calib, approach, example_inputs)
     copy, graph = deployable(model, args, kwargs)
     engine, *rivals = seeded(engines, graph, APPROACHES.get(approach, ()))
     capabilities = engine.capabilities()
     if isinstance(space, SearchSpace):
-        searched = space
+        described = space
     else:
-        searched = build_space(
+        described = build_space(
             graph,
             capabilities,
             description=space,
@@ -192,41 +205,71 @@ def prepare(
             op_name_dict=op_name_dict,
             approach=approach,
         )
-    stats = None
-    if calib is not None:
-        stats = observe(copy, graph, batches, seed=seed)
+    begun = time.perf_counter()
+    stats = None if batches is None else observe(copy, graph, batches, seed=seed)
+    calibration_s = time.perf_counter() - begun
     evaluated = called() if called and example_inputs is None else None
     if evaluated and _given(model, *evaluated) != _given(model, args, kwargs):
         args, kwargs = evaluated[0], dict(evaluated[1])
     source = Source(copy, graph, stats, args, kwargs)
-    left_in_float = {**graph.left_in_float, **_without_kernel(graph, capabilities)}
-    build_s = 0.0
-    if not isinstance(space, SearchSpace):
-        if isinstance(engine, base.Selective):
-            unseen = engine.unseen(source)
-            searched = searched.without_int8(unseen)
-            left_in_float |= unseen
-        probed = probe(searched, source, engine)
-        searched, build_s = probed.space, probed.build_s
-        left_in_float |= probed.left_in_float
-        if stats is not None:
-            smoothing = False if smooth is False else smoothing
-            searched = ranked(_smoothed(searched, source, smoothing, capabilities), source)
-    searched = with_switches(searched, switches)
-    latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else as_call(latency_inputs)
+    found = Probe(described, {}, 0.0) if isinstance(space, SearchSpace) else _probed(described, source, engine)
+    searched, sensitivities = found.space, dict[str, float]()
+    if stats is not None and not isinstance(space, SearchSpace):
+        searched, sensitivities = ranked(_smoothed(searched, source, smoothing, capabilities), source)
+    latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else arguments(latency_inputs)
     return Prepared(
         source=source,
         engine=engine.name,
         rivals=tuple(rival.name for rival in rivals),
         capabilities=capabilities,
-        space=searched,
+        space=with_switches(searched, switches),
         latency_args=latency_args,
         latency_kwargs=latency_kwargs,
         num_threads=num_threads or physical_cores(),
         fingerprints={"model": fingerprint.of_model(model), "calibration": stats.fingerprint if stats else ""},
-        left_in_float=left_in_float,
-        build_s=build_s,
+        left_in_float={**graph.left_in_float, **_without_kernel(graph, capabilities), **found.left_in_float},
+        build_s=found.build_s,
+        calibration_s=calibration_s,
+        sensitivities=sensitivities,
     )
+
+
+def _smoothing_of(smoothing: Smoothing | bool | None, switch: bool | None) -> Smoothing | bool | None:
+    """Return how alphas are found, by the argument and by the switch "smooth_quant".
+
+    Raises:
+        OptionError: it can't be used, or they contradict each other.
+    """
+    if not isinstance(smoothing, Smoothing | bool | None):
+        raise OptionError(f"`smoothing` must be a raysq.Smoothing, True, False or None, got {smoothing!r}.")
+    if switch is not None and smoothing is not None and switch == (smoothing is False):
+        raise OptionError(f"`smoothing`={smoothing!r} and switch 'smooth_quant' contradict each other. Leave one out.")
+    return False if switch is False else smoothing
+
+
+def _inputs(
+    model: nn.Module, calib: Any, approach: str, example_inputs: Any
+) -> tuple[Iterator[Batch] | None, tuple[Any, ...], dict[str, Any]]:
+    """Return the calibration batches, if any, and the positional and keyword inputs that the model is traced with.
+
+    Raises:
+        CalibrationError: there are none, or the approach needs statistics and gets none.
+    """
+    if calib is None:
+        if approach not in UNCALIBRATED or example_inputs is None:
+            raise CalibrationError(
+                '`calib` may be None for approach="dynamic" and approach="weight_only" with `example_inputs` only.'
+            )
+        return None, *arguments(example_inputs)
+    first, batches = peek(Calibration.of(calib).batches(evaluating(model)))
+    return batches, *((first.args, first.kwargs) if example_inputs is None else arguments(example_inputs))
+
+
+def _probed(space: SearchSpace, source: Source, engine: base.Backend) -> Probe:
+    """Return the space without what the backend turns out not to run in int8, and why."""
+    unseen = engine.unseen(source) if isinstance(engine, base.Selective) else {}
+    found = probe(space.without_int8(unseen), source, engine)
+    return replace(found, left_in_float={**unseen, **found.left_in_float})
 
 
 def _smoothed(
@@ -245,10 +288,14 @@ def _smoothed(
     return replace(space, model=model)
 
 
-def ranked(space: SearchSpace, source: Source) -> SearchSpace:
-    """Return the space with its calls ranked by what int8 costs them in its default recipe, as statistics tell."""
+def ranked(space: SearchSpace, source: Source) -> tuple[SearchSpace, dict[str, float]]:
+    """Return the space with its calls ranked by what int8 costs them in its default recipe, and these costs.
+
+    They are told by the statistics, see `MSE`.
+    """
     sensitivity = MSE()
-    return space.with_ranking(sensitivity.name, rank(sensitivity.scores(source, space.default())))
+    scores = sensitivity.scores(source, space.default())
+    return space.with_ranking(sensitivity.name, rank(scores)), scores
 
 
 def resolve(model: nn.Module | str) -> nn.Module:
@@ -273,13 +320,6 @@ def _without_kernel(graph: ModelGraph, capabilities: Capabilities) -> dict[str, 
     int8 = {op for op, capability in capabilities.ops.items() if Precision.INT8 in capability.precisions}
     reason = f"backend {capabilities.backend!r} has no int8 kernel for it on this CPU"
     return {call.name: reason for call in graph.calls if call.op not in int8}
-
-
-def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return inputs as (args, kwargs): a tuple is positional, a dict is keyword, anything else one argument."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
 def _given(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[str]:

@@ -22,7 +22,8 @@ from raysq.recipe import FP32, Recipe
 from raysq.space import SearchSpace
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Backend, BuiltModel, Source
+    from raysq.kernels.base import Backend, BuiltModel
+    from raysq.source import Source
 
 __all__ = ["Probe", "Settled", "crawls", "probe", "settled"]
 
@@ -140,7 +141,10 @@ def _exonerated(
     fails: Callable[[BuiltModel, Source, Recipe], bool],
     reason: str,
 ) -> tuple[Recipe, BuiltModel]:
-    """Return the recipe without the one kind of calls that makes it fail; as it is where that isn't a single kind."""
+    """Return the recipe without the one kind of calls that makes it fail; as it is where that isn't a single kind.
+
+    Then the scores decide, and who takes the default recipe without one is warned.
+    """
     for kind in _kinds(recipe, source):
         blamed: dict[str, str] = {}
         why = f"int8 {kind} {reason}"
@@ -152,6 +156,7 @@ def _exonerated(
             left |= blamed
             log.warning("%s: %d calls stay in float.", why, len(blamed))
             return innocent, rebuilt
+    log.warning("int8 as a whole %s: see what a score says of it, or take another backend.", reason)
     return recipe, built
 
 

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from raysq.errors import ModelError, OptionError, unknown
+from raysq.insertion import Insertion
 from raysq.intercept import Interceptor
-from raysq.kernels.insertion import Insertion
-from raysq.kernels.reference import Numerics
 from raysq.recipe import Recipe, Rounding
+from raysq.simulated import Simulated
 from raysq.space import APPROACHES
 
 if TYPE_CHECKING:
     from raysq.arithmetic import QParams
-    from raysq.kernels.base import Source
     from raysq.recipe import TensorConfig
+    from raysq.source import Source
 
 __all__ = ["QAT", "FakeQuantized", "TrainFn", "check", "deployed", "plain", "post_training", "train"]
 
 TrainFn = Callable[["FakeQuantized"], "FakeQuantized | None"]
 
 QAT = "qat"
-EXACT = Numerics()
+EXACT = Simulated()
 
 
 class FakeQuantized(nn.Module):
@@ -70,7 +70,7 @@ class FakeQuantized(nn.Module):
 
 
 class StraightThrough:
-    """The reference's rounding; gradients pass unchanged, but for activations outside of their fixed range."""
+    """The simulation's rounding; gradients pass unchanged, but for activations outside of their fixed range."""
 
     def activation(self, x: Tensor, params: QParams) -> Tensor:
         scale, zero, grid = float(params.scale), int(params.zero_point), params.grid

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raysq import notebook
 from raysq.deployed import Deployed
 from raysq.errors import StorageError
 from raysq.recipe import Precision, Recipe
+from raysq.storage import written
 
 if TYPE_CHECKING:
     from raysq.kernels.base import BuiltModel
@@ -41,26 +44,28 @@ class Quantized(Deployed):
         model._built = built
         return model
 
+    def _repr_html_(self) -> str:
+        return f"<p>int8 ({escape(self._built.backend)})</p>" + notebook.of_calls(self.executed, self.left_in_float)
+
     def save(self, directory: str | Path) -> None:
-        """Write model.pt, signature.json and recipe.json; `raysq.load` reads them.
+        """Write model.pt, signature.json and recipe.json into a directory or to a URL; `raysq.load` reads them.
 
         Raises:
-            StorageError: the directory can't be written.
+            StorageError: it can't be written.
         """
-        write(directory, self._built, self.recipe)
+        with written(directory) as path:
+            write(path, self._built, self.recipe)
 
 
-def write(directory: str | Path, built: BuiltModel, recipe: Recipe) -> Path:
-    """Write an artifact and its recipe into a directory, which is made, and return its path.
+def write(path: Path, built: BuiltModel, recipe: Recipe) -> None:
+    """Write an artifact and its recipe into a directory, which is made.
 
     Raises:
         StorageError: it can't be written.
     """
-    path = Path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
         built.save(path)
         (path / RECIPE_FILE).write_text(recipe.to_json(indent=1))
     except OSError as exc:
         raise StorageError(f"can't write {path}: {exc.strerror}. Pass another directory.") from exc
-    return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -15,11 +16,12 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from raysq import calibration
+from raysq import calibration, plain_data
 from raysq.arithmetic import Grid
 from raysq.calibration.base import Calibrator
 from raysq.calibration.minmax import MinMax
-from raysq.errors import RecipeError, unknown
+from raysq.checks import is_whole
+from raysq.errors import RecipeError, shown, unknown
 
 __all__ = [
     "SCHEMA",
@@ -289,24 +291,6 @@ class Recipe:
         """Sixteen hex digits that name this recipe: equal recipes, equal digests."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def why_not_qconf(self) -> tuple[str, ...]:
-        """Say what IPEX's qconf JSON can't express of this recipe; empty if it can express all of it.
-
-        What depends on the model shows only when the file is written: IPEX sees no 1-d convolutions, for one.
-        """
-        reasons = []
-        int8 = [config for config in self.ops.values() if config.is_int8]
-        if any(config.precision is Precision.BF16 for config in self.ops.values()):
-            reasons.append("bf16 is global in IPEX (autocast), a qconf has no bf16 per op")
-        if any(config.approach is not Approach.STATIC for config in int8):
-            reasons.append("dynamic and weight-only quantization are chosen by a qconfig mapping, not by the qconf")
-        if any(config.rounding is not Rounding.NEAREST for config in int8):
-            reasons.append("a qconf holds scales, not weights: adaptive rounding is lost")
-        if any((c.activation.dtype, c.activation.scheme) == (QuantDType.S8, Scheme.AFFINE) for c in int8):
-            reasons.append("IPEX runs s8 activations symmetric only")
-        reasons.extend(f"{t.value} changes weights, which a qconf does not hold" for t in self.transforms)
-        return tuple(reasons)
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; `from_dict` is its inverse."""
         return {
@@ -329,15 +313,15 @@ class Recipe:
         """
         _check_keys("recipe", data, {"schema", "ops", "smoothing", "transforms"})
         schema = data.get("schema", SCHEMA)
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise RecipeError(f"recipe schema must be at most {SCHEMA}, got {schema!r}. Update raysq to read it.")
+        if not is_whole(schema) or not 1 <= schema <= SCHEMA:
+            raise RecipeError(f"recipe schema must be at most {SCHEMA}, got {shown(schema)}. Update raysq to read it.")
         ops, smoothing, transforms = data.get("ops", {}), data.get("smoothing", {}), data.get("transforms", ())
         if (
             not isinstance(ops, Mapping)
             or not isinstance(smoothing, Mapping)
             or not isinstance(transforms, list | tuple)
         ):
-            raise RecipeError("in a recipe, `ops` and `smoothing` are objects and `transforms` is a list.")
+            raise RecipeError("in a recipe, `ops` and `smoothing` must be objects and `transforms` a list.")
         return cls(
             ops={str(name): OpConfig.from_dict(config) for name, config in ops.items()},
             smoothing={str(g): tuple(a) if isinstance(a, list) else a for g, a in smoothing.items()},
@@ -345,15 +329,15 @@ class Recipe:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
+    def from_json(cls, text: str | bytes) -> Recipe:
         """Read JSON text.
 
         Raises:
             RecipeError: not JSON, or not a recipe.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as exc:
+            data = plain_data.from_json(text)
+        except ValueError as exc:
             raise RecipeError(f"a recipe must be JSON: {exc}") from exc
         return cls.from_dict(data)
 
@@ -375,7 +359,7 @@ def _enum(kind: type[E], value: object) -> E:
 
 def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise RecipeError(f"`{name}` must be true or false, got {value!r}.")
+        raise RecipeError(f"`{name}` must be true or false, got {shown(value)}.")
     return value
 
 
@@ -387,9 +371,9 @@ def _floats(alpha: float | tuple[float, ...]) -> float | tuple[float, ...]:
 def _check_smoothing(group: str, alpha: object) -> None:
     values = alpha if isinstance(alpha, tuple) else (alpha,)
     if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise RecipeError(f"smoothing of {group!r} must be an alpha or a list of scales, got {alpha!r}.")
+        raise RecipeError(f"smoothing of {group!r} must be an alpha or a list of scales, got {shown(alpha)}.")
     if isinstance(alpha, tuple):
-        if not all(0 < v < float("inf") for v in alpha):
+        if not all(0 < v <= sys.float_info.max for v in alpha):
             raise RecipeError(f"smoothing scales of {group!r} must be positive and finite.")
     elif not 0 <= values[0] <= 1:
-        raise RecipeError(f"alpha of {group!r} must lie in [0, 1], got {alpha!r}.")
+        raise RecipeError(f"alpha of {group!r} must lie in [0, 1], got {shown(alpha)}.")

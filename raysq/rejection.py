@@ -49,7 +49,7 @@ class Rejection:
         if self.bounds is not None:
             object.__setattr__(self, "bounds", _pair(self.bounds))
         rate = self.error_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 0.5:
+        if not isinstance(rate, int | float) or not 0 < rate < 0.5:
             raise OptionError(f"`error_rate` must lie in (0, 0.5), got {rate!r}. 1 % is 0.01.")
         for name in ("shuffled", "stop_passing"):
             if not isinstance(getattr(self, name), bool):

@@ -8,10 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from raysq import notebook
 from raysq.goal import Objective
 from raysq.impact import Impact, impacts
 from raysq.quantized import write
 from raysq.recipe import Precision, Recipe
+from raysq.storage import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +70,11 @@ class Ratio(float):
         self = super().__new__(cls, value)
         self.low, self.high = low, high
         return self
+
+    @property
+    def with_interval(self) -> str:
+        """The number and its interval, as logs and tables show them."""
+        return f"{self:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]  # float's has one
         """Say what pickle and copy make another of."""
@@ -140,6 +147,8 @@ class TrialRecord:
         timing_s: seconds in timings, not those of waiting to be alone on the node.
         overhead_s: all other seconds from when the worker took it up to its last report.
         node: host that ran it.
+        cpu: name of that host's CPU.
+        isa: its instruction sets, with commas between.
         digest: fingerprint of the built model's outputs on the example inputs.
         label: what the strategy calls this trial.
         reason: why it failed, or why it is not feasible; "" otherwise.
@@ -172,6 +181,8 @@ class TrialRecord:
     timing_s: float = 0.0
     overhead_s: float = 0.0
     node: str = ""
+    cpu: str = ""
+    isa: str = ""
     digest: str = ""
     label: str = ""
     reason: str = ""
@@ -252,7 +263,7 @@ class Result:
         trials: every trial that ended.
         executed: call name to the precision it really runs in.
         left_in_float: call name, and why it isn't in int8.
-        journal: the run's journal; None where there is none.
+        journal: the run's journal, a local file; None where there is none.
         objectives: what the Pareto front is over.
         confirmation: how it did on `Goal.confirm`; None where the goal has none, or nothing met it.
         environment: what it was timed on and with: "cpu", "isa", "threads", "governor" (of the frequency, None where
@@ -300,6 +311,9 @@ class Result:
         bf16 = self.baseline.bf16_ratio
         return self.latency_ratio < min(1.0, bf16 if bf16 else 1.0)
 
+    def _repr_html_(self) -> str:
+        return notebook.of_result(self)
+
     def dataframe(self) -> pd.DataFrame:
         """Return a row per trial, in the order in which they ended."""
         import pandas as pd
@@ -336,6 +350,8 @@ class Result:
                     "timing_s": t.timing_s,
                     "overhead_s": t.overhead_s,
                     "node": t.node,
+                    "cpu": t.cpu,
+                    "isa": t.isa,
                     "recipe": t.recipe.digest,
                     "reason": t.reason,
                 }
@@ -370,12 +386,16 @@ class Result:
 
         With the extra `report`, and a journal, also report.html: the whole run as one page.
 
+        Args:
+            directory: path, or URL of any kind that fsspec knows.
+
         Raises:
-            StorageError: the directory can't be written.
+            StorageError: it can't be written.
         """
-        path = write(directory, self.built, self.recipe)
-        self.dataframe().to_csv(path / "trials.csv", index=False)
-        self._report(path)
+        with written(directory) as path:
+            write(path, self.built, self.recipe)
+            self.dataframe().to_csv(path / "trials.csv", index=False)
+            self._report(path)
 
     def _report(self, directory: Path) -> None:
         from raysq import journal, report

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from raysq.capabilities import OpCapability
 from raysq.graph import ModelGraph
-from raysq.kernels.base import Backend, OpCapability, Selective, Source
+from raysq.kernels.base import Backend, Selective
 from raysq.recipe import FP32, Approach, OpConfig, Precision, Recipe
+from raysq.source import Source
 
 __all__ = ["AUTO", "CHEAPEST_FIRST", "carried", "seeded"]
 

@@ -1,20 +1,82 @@
-"""A run as its journal has it: what was tried, what is best, how long it took."""
+"""A run as its journal has it: a header, an entry for each trial, what is best, how long it took."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from raysq.goal import Goal
-from raysq.journal import Entry, Header
-from raysq.result import TrialRecord
+from raysq.recipe import Recipe
+from raysq.result import Baseline, TrialRecord
 
-__all__ = ["Run"]
+if TYPE_CHECKING:
+    from raysq.op_times import OpTimes
+
+__all__ = ["Entry", "Header", "Run", "WarmStart"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished trial, and what its record doesn't hold.
+
+    Attributes:
+        record: the trial.
+        seen: how many trials had completed when this one was suggested: what replay needs.
+        pairs: raw milliseconds (candidate, reference) of its timing, () if it wasn't timed.
+        environment: "cpu", "isa", "threads" and "governor" of the worker.
+        ended_s: seconds from the begin of the search, or of its resumed part, to the end of the trial.
+    """
+
+    record: TrialRecord
+    seen: int
+    pairs: tuple[tuple[float, float], ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    ended_s: float | None = None
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What earlier runs spare this one.
+
+    Attributes:
+        entries: results that are not measured again; their trials are numbered below 0.
+        recipes: what is tried first, in this order.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run is about; a journal is continued only by a run whose fingerprints are the same.
+
+    Attributes:
+        fingerprints: digests of "model", "calibration", "evaluation".
+        arguments: what `raysq.tune` was asked, as plain data.
+        versions: of raysq, torch, ray and the backend.
+        backend: its name.
+        baseline: what int8 is measured against.
+        warm_start: what it began with, so that it is resumed without the runs that this came from.
+        op_times: of single calls, where they were measured: a strategy that reads them must see the same again.
+        calls: name of each call, in execution order, to its "op", "macs", "group" (of calls that are smoothed alike),
+            "rank" (1: int8 costs it most) and "sensitivity" (how much that is), for people who read the run later.
+    """
+
+    fingerprints: Mapping[str, str]
+    arguments: Mapping[str, Any]
+    versions: Mapping[str, str]
+    backend: str
+    baseline: Baseline
+    warm_start: WarmStart = field(default_factory=WarmStart)
+    op_times: OpTimes | None = None
+    calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its journal has it.
+    """What a journal holds.
 
     Attributes:
         header: what it is about.
@@ -38,8 +100,11 @@ class Run:
         won = [r for r in self.records if r.recipe.digest == self.winner]
         if won:
             return won[0]
-        goal = Goal(objectives=self.header.arguments.get("objectives", {"latency": 1.0}))
-        return min((r for r in self.records if r.feasible and r.ratio is not None), key=goal.cost, default=None)
+        return min((r for r in self.records if r.feasible and r.ratio is not None), key=self.cost, default=None)
+
+    def cost(self, record: TrialRecord) -> float:
+        """Return what the search made small; it counts the upper end of a latency's interval."""
+        return Goal(objectives=self.header.arguments.get("objectives", {"latency": 1.0})).cost(record)
 
     @property
     def least(self) -> float | None:

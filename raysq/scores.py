@@ -70,7 +70,7 @@ class Units:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Units:
-        """Return the units of plain data, as `journal.to_dict` makes it.
+        """Return the units of plain data, as `journal_lines.to_dict` makes it.
 
         Raises:
             TypeError, ValueError, KeyError: malformed data.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from raysq.errors import StorageError
+from raysq.errors import StorageError, shown
+from raysq.plain_data import from_json
 
 __all__ = ["Costs", "SensitivityCache"]
 
@@ -44,10 +46,10 @@ class SensitivityCache:
         costs: Costs = {}
         for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line)
+                entry = from_json(line)
                 if entry["question"] == self._question:
-                    costs[entry["call"]] = entry["cost"]
-            except (ValueError, TypeError, KeyError) as exc:
+                    costs[_call(entry["call"])] = _cost(entry["cost"])
+            except (ValueError, TypeError, KeyError, OverflowError) as exc:
                 raise StorageError(f"{self._path}, line {number} is damaged: {exc!r}. Remove that line.") from exc
         return costs
 
@@ -70,3 +72,17 @@ class SensitivityCache:
                 os.fsync(file.fileno())
         except OSError as exc:
             raise StorageError(f"can't write {self._path}: {exc.strerror}. Pass another `cache`.") from exc
+
+
+def _call(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a call's name is text, got {shown(value)}")
+    return value
+
+
+def _cost(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"a cost is a number or null, got {shown(value)}")
+    return float(value)

@@ -13,8 +13,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from raysq import fingerprint, sensitivities
+from raysq.checks import is_whole
 from raysq.errors import CalibrationError, OptionError
-from raysq.options import is_whole
 from raysq.prepared import Prepared, prepare
 from raysq.recipe import Recipe
 from raysq.sensitivities import Sensitivity, rank

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raysq.capabilities import Capabilities
 from raysq.choices import options as call_options
 from raysq.closest import closest_point
 from raysq.description import Description, family, load
@@ -41,14 +42,14 @@ from raysq.features import (
     pick,
 )
 from raysq.graph import Call, ModelGraph
-from raysq.kernels.base import Capabilities, with_approaches
+from raysq.kernels.base import with_approaches
 from raysq.model_choices import ModelChoices
 from raysq.recipe import Approach, OpConfig, Recipe
 from raysq.spelling import parse, spell
 
-__all__ = ["APPROACHES", "RESERVED", "Dimension", "Per", "SearchSpace", "Value", "build_space", "flatten"]
+__all__ = ["APPROACHES", "RESERVED", "Dimension", "SearchSpace", "build_space", "flatten"]
 
-RESERVED = ("label", "trial", "seen")  # keys that travel in a trial's config beside the point: who suggested it, when
+RESERVED = ("label", "trial", "seen", "avoid")  # travel in a config beside the point: who suggested it, when, where not
 APPROACHES = {
     "static": (Approach.STATIC,),
     "dynamic": (Approach.DYNAMIC,),
@@ -130,11 +131,6 @@ class SearchSpace:
             name for call in self.flippable for name in (family(self.graph[call]), block_of(self.graph[call]))
         }
 
-    @property
-    def by_call(self) -> bool:
-        """Whether there is a dimension per call."""
-        return self.per is Per.CALL
-
     @cached_property
     def choices(self) -> Mapping[str, tuple[Value, ...] | range]:
         """Values of every compact dimension, those with a single one included."""
@@ -209,7 +205,7 @@ class SearchSpace:
             SpaceError: the recipe lies outside the space.
         """
         self._check_inside(recipe)
-        if self.by_call:
+        if self.per is Per.CALL:
             return {d.name: self._value_of(d.name, recipe) for d in self.dimensions}
         point = {**closest_point(self, recipe), **self.model.point(recipe)}
         point = {d.name: point.get(d.name, d.default) for d in self.dimensions}
@@ -350,26 +346,20 @@ class SearchSpace:
         try:
             config = parse(value)
         except RecipeError as exc:
-            raise SpaceError(f"{OVERRIDE}{call}: {exc}") from exc
+            raise SpaceError(f"`{OVERRIDE}{call}` must name a configuration: {exc}") from exc
         if config not in self.options[call]:
-            raise SpaceError(
-                f"{call!r} can't run as {value!r}; it can as {_shown([spell(c) for c in self.options[call]])}."
-            )
+            raise SpaceError(f"{call!r} must run as {_shown([spell(c) for c in self.options[call]])}, got {value!r}.")
         return config
 
     def _check_inside(self, recipe: Recipe) -> None:
         self.model.check_inside(recipe)
         for call in recipe.ops:
             if call not in self.options and recipe.config(call).precision != "fp32":
-                raise SpaceError(
-                    f"{call!r} can run in fp32 only, but the recipe has it in {recipe.config(call).precision}."
-                )
+                raise SpaceError(f"{call!r} must run in fp32, got {recipe.config(call).precision}.")
         for call, configs in self.options.items():
             config = canonical(recipe.config(call))
             if config not in configs:
-                raise SpaceError(
-                    f"{call!r} can't run as {spell(config)!r}; it can as {_shown([spell(c) for c in configs])}."
-                )
+                raise SpaceError(f"{call!r} must run as {_shown([spell(c) for c in configs])}, got {spell(config)!r}.")
 
 
 def build_space(
@@ -402,7 +392,7 @@ def build_space(
         OptionError: an approach that is unknown, or that the backend lacks.
 
     Example:
-        >>> rules = {"head|blocks\\.0\\..*": {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}}
+        >>> rules = {"fc2|conv\\d": {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}}
         >>> build_space(graph, capabilities, op_name_dict=rules)  # doctest: +SKIP
     """
     if approach not in APPROACHES:

@@ -66,7 +66,9 @@ def parse(text: str) -> OpConfig:
         )
     except ValueError as exc:  # RecipeError is one
         example = spell(OpConfig(Precision.INT8))
-        raise RecipeError(f"a call's configuration is 'fp32', 'bf16' or such as {example!r}, got {text!r}.") from exc
+        raise RecipeError(
+            f"a call's configuration must be 'fp32', 'bf16' or such as {example!r}, got {text!r}."
+        ) from exc
 
 
 def _tensor(tensor: TensorConfig) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raysq.histogram import Histogram
 
-__all__ = ["CalibrationStats", "Histogram", "Item", "TensorStats"]
+__all__ = ["CalibrationStats", "Item", "TensorStats"]
 
 
 @dataclass(frozen=True)

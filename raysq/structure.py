@@ -20,10 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from raysq.errors import ModelError
 
-__all__ = ["AttributeDict", "Description", "describe", "find_class", "has_tensor", "match", "rebuild"]
+__all__ = [
+    "AttributeDict",
+    "Description",
+    "describe",
+    "find_class",
+    "has_tensor",
+    "match",
+    "output_tensors",
+    "rebuild",
+    "tensors_in",
+]
 
 Description = dict[str, Any]
 
@@ -142,6 +153,20 @@ def describe(
         tensors += leaves
         items.append(item)
     return tensors, {**head, "items": items}
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Return the tensors of what a model returned, in order, whatever its class; those that deployment returns.
+
+    Raises:
+        ModelError: it holds something that can't be deployed.
+    """
+    return describe(output, "the model's output", omit=True)[0]
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples and dicts, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def has_tensor(description: Description) -> bool:

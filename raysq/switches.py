@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from raysq.errors import OptionError, SpaceError, unknown
 from raysq.features import OVERRIDE, Value
-from raysq.graph import Call, ModelGraph, OpType
+from raysq.graph import Call, ModelGraph
 from raysq.model_choices import OFF
 from raysq.recipe import Rounding, Transform
 from raysq.space import SearchSpace
@@ -29,7 +29,6 @@ __all__ = ["ALL", "Switch", "Switches", "free_switches", "read_switches", "with_
 
 Switches = Mapping[str, bool | None]  # None leaves a switch to the search
 
-KEY_OPS = (OpType.LINEAR, OpType.MATMUL, OpType.BMM)
 MIDDLE = 0.5  # alpha where none is advised: activations and weights share the difficulty alike
 ALIASES: Mapping[str, tuple[str, bool]] = MappingProxyType(  # INC's name: raysq's, and whether it means the opposite
     {
@@ -162,8 +161,8 @@ def _floated(calls: Callable[[ModelGraph], list[Call]], space: SearchSpace, on: 
 
 
 def _key_places(graph: ModelGraph) -> list[int]:
-    """Return where convolutions, linears and matmuls are among the calls."""
-    return [i for i, call in enumerate(graph.calls) if call.op.is_conv or call.op in KEY_OPS]
+    """Return where products are among the calls."""
+    return [i for i, call in enumerate(graph.calls) if call.op.is_product]
 
 
 def _first(graph: ModelGraph) -> list[Call]:
@@ -179,7 +178,7 @@ def _around(graph: ModelGraph) -> list[Call]:
     if not places:
         return []
     outer = [*graph.calls[: places[0]], *graph.calls[places[-1] :]]
-    return [call for call in outer if not call.op.has_weight and call.op not in KEY_OPS]
+    return [call for call in outer if not (call.op.has_weight or call.op.is_product)]
 
 
 ALL = (

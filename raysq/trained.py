@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +21,13 @@ from raysq.space import SearchSpace
 
 if TYPE_CHECKING:
     from raysq.job import Job
-    from raysq.kernels.base import Backend, Source
+    from raysq.kernels.base import Backend
+    from raysq.source import Source
     from raysq.tuning.live import Say
 
 __all__ = ["LABEL", "searched", "train_once", "with_last_resort"]
 
 LABEL = "quantization-aware training"
-
-log = logging.getLogger("raysq")
 
 
 def train_once(prepared: Prepared, recipe: Recipe, train_fn: qat.TrainFn, run: Path, *, again: bool = True) -> Source:
@@ -68,7 +66,7 @@ def _save(path: Path, trained: Source, about: Mapping[str, str]) -> None:
         torch.save({"about": dict(about), "weights": trained.model.state_dict()}, part)
         part.replace(path)  # whole or not at all
     except (OSError, RuntimeError) as exc:  # torch's writer raises RuntimeError where the disk is full
-        raise StorageError(f"can't write {path}: {exc}") from exc
+        raise StorageError(f"can't write {path}: {exc}. Make room, or pass another `storage_path`.") from exc
 
 
 def _saved(path: Path, source: Source, recipe: Recipe, about: Mapping[str, str]) -> Source | None:
@@ -89,7 +87,8 @@ def _saved(path: Path, source: Source, recipe: Recipe, about: Mapping[str, str])
 
 def searched(prepared: Prepared, trained: Source) -> Prepared:
     """Return the search of a trained model, whose default recipe is what was trained."""
-    return replace(prepared, source=trained, space=ranked(_learned(prepared.space), trained))
+    space, sensitivities = ranked(_learned(prepared.space), trained)
+    return replace(prepared, source=trained, space=space, sensitivities=sensitivities)
 
 
 def _learned(space: SearchSpace) -> SearchSpace:

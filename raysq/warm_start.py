@@ -9,58 +9,61 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raysq import evaluation, journal
+from raysq import evaluation, journal, storage
 from raysq.errors import EvaluationError, OptionError, RecipeError, ResumeError, SpaceError
 from raysq.goal import Goal
-from raysq.journal import Entry, Header, WarmStart
 from raysq.quantized import RECIPE_FILE
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Stage, Status, TrialRecord
+from raysq.run import Entry, Header, WarmStart
 from raysq.space import SearchSpace
 from raysq.transfer import adapted
 
-__all__ = ["Run", "gather", "read"]
+__all__ = ["EarlierRun", "gather", "read"]
 
 MOST = 5  # recipes of a run that are tried first: a tenth of the default budget
+READ = (journal.FILE, RECIPE_FILE)  # what a directory may hold, the better source first
 FEW = 5  # calls that a message names
 TIE = 1.05  # fp32 forms within this of the fastest are as fast: by chance one or the other wins
 KERNELS = ("raysq", "torch", "intel-extension-for-pytorch")  # whose versions decide what a recipe runs as
 
 
 @dataclass(frozen=True)
-class Run:
+class EarlierRun:
     """An earlier run, as its journal tells.
 
     Attributes:
-        path: of the journal.
+        path: of the journal; or the URL that it was read from.
         header: what it was about.
         entries: its finished trials, what it was itself spared included.
     """
 
-    path: Path
+    path: Path | str
     header: Header
     entries: tuple[Entry, ...]
 
 
-Source = Run | Recipe
+Origin = EarlierRun | Recipe
 
 
-def read(given: Any) -> tuple[Source, ...]:
+def read(given: Any) -> tuple[Origin, ...]:
     """Return what is meant by the argument `warm_start`.
 
     Args:
-        given: a run's directory or journal, a recipe, its file, a directory that `save` wrote, or a list of these.
+        given: a run's directory or journal, a recipe, its file, a directory that `save` wrote, the URL of one of these,
+            or a list of such.
 
     Raises:
         OptionError: something else.
         ResumeError: there is nothing, or a journal that is damaged or holds no trial.
         RecipeError: a file that holds no recipe.
+        StorageError: a URL that can't be read.
     """
     items = given if isinstance(given, list | tuple) else [] if given is None else [given]
     return tuple(map(_read, items))
 
 
-def _read(item: Any) -> Source:
+def _read(item: Any) -> Origin:
     if isinstance(item, Recipe):
         return item
     if not isinstance(item, str | Path):
@@ -68,9 +71,14 @@ def _read(item: Any) -> Source:
             "`warm_start` must be the directory or journal of a run, a recipe or its file, or a list of these; got "
             f"{type(item).__name__}."
         )
-    path = Path(item)
+    with storage.read(item, READ.__contains__) as path:
+        found = _of(path)
+    return replace(found, path=item) if isinstance(found, EarlierRun) and storage.is_url(item) else found
+
+
+def _of(path: Path) -> Origin:
     if path.is_dir():
-        files = [path / name for name in (journal.FILE, RECIPE_FILE)]
+        files = [path / name for name in READ]
         path = next((file for file in files if file.exists()), path)
     if not path.is_file():
         what = f"neither {journal.FILE} nor {RECIPE_FILE} in" if path.is_dir() else "nothing at"
@@ -80,21 +88,21 @@ def _read(item: Any) -> Source:
 
 def _recipe(path: Path) -> Recipe:
     try:
-        return Recipe.from_json(path.read_text())
-    except (OSError, UnicodeDecodeError, RecipeError) as exc:
-        raise RecipeError(f"{path} holds no recipe: {exc}") from exc
+        return Recipe.from_json(path.read_bytes())
+    except (OSError, RecipeError) as exc:
+        raise RecipeError(f"{path} must hold a recipe, as `save` writes it: {exc}") from exc
 
 
-def _run(path: Path) -> Run:
+def _run(path: Path) -> EarlierRun:
     header, entries = journal.read(path)
     entries = (*header.warm_start.entries, *entries)
     if not any(entry.record.status is Status.FINISHED for entry in entries):
-        raise ResumeError(f"no trial of {path} came to a result, so there is nothing to start from.")
-    return Run(path, header, entries)
+        raise ResumeError(f"no trial of {path} came to a result, so there is nothing to start from. Leave it out.")
+    return EarlierRun(path, header, entries)
 
 
 def gather(
-    sources: Sequence[Source], present: Header, environment: Mapping[str, Any], space: SearchSpace, goal: Goal
+    sources: Sequence[Origin], present: Header, environment: Mapping[str, Any], space: SearchSpace, goal: Goal
 ) -> Header:
     """Return the header of a run with what sources spare it.
 
@@ -114,13 +122,13 @@ def gather(
     Raises:
         ResumeError: a source has nothing in common with the space.
     """
-    comparable = [s for s in sources if isinstance(s, Run) and _scores_alike(s.header, present, goal)]
+    comparable = [s for s in sources if isinstance(s, EarlierRun) and _scores_alike(s.header, present, goal)]
     baseline = next((b for s in comparable if (b := _against(s.header.baseline, present.baseline))), present.baseline)
     known: dict[str, Entry] = {}
     first: dict[Recipe, None] = {}
     for source in sources:
         settled = {}
-        if isinstance(source, Run) and source in comparable and source.header.baseline.form == baseline.form:
+        if isinstance(source, EarlierRun) and source in comparable and source.header.baseline.form == baseline.form:
             same_goal = source.header.arguments.get("goal") == str(goal)
             settled = _settled(source.entries, baseline, environment, space, goal, same_goal)
         promising = [source] if isinstance(source, Recipe) else _promising(source.entries, settled, goal)

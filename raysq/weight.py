@@ -1,4 +1,4 @@
-"""The weight of a call: where it lies in its parameter, and its scale and zero point."""
+"""The weight of a call: in which of the model's parameters it lies, and its scale and zero point."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from raysq.arithmetic import QParams, qparams
 from raysq.recipe import Granularity, TensorConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from raysq.graph import Call
 
-__all__ = ["channel_axis", "weight_of", "weight_params"]
+__all__ = ["channel_axis", "parameters_of", "weight_of", "weight_params"]
+
+
+def parameters_of(model: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Return every parameter by each of its names, on the same memory."""
+    return {name: p.detach().numpy() for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def weight_of(call: Call, parameter: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -25,7 +32,7 @@ def weight_of(call: Call, parameter: NDArray[np.float32]) -> NDArray[np.float32]
 
 def channel_axis(call: Call) -> int:
     """Return the axis of a weight that its output channels run along."""
-    return 1 if call.op.value.startswith("conv_transpose") else 0
+    return int(call.op.is_transposed)
 
 
 def weight_params(weight: NDArray[np.float32], config: TensorConfig, axis: int) -> QParams:

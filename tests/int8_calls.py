@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from raysq.capabilities import Capabilities
 from raysq.errors import BackendError
 from raysq.inspection import deployable
 from raysq.kernels import base
 from raysq.observation import observe
 from raysq.recipe import Approach, OpConfig, Precision, Recipe, TensorConfig
+from raysq.source import Source
 
 __all__ = ["MODELS", "engine", "int8_everywhere", "made", "source"]
 
@@ -52,6 +54,18 @@ class Attending(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         memory = x.flip(1)
         return self.attention(x, memory, memory, need_weights=False)[0]
+
+
+class Transposed(nn.Module):
+    """A weight that lies as (in, out), as GPT-2's do, and is read both ways, as a tied decoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(16, 32) / 4), nn.Parameter(torch.randn(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.addmm(self.bias, x, self.weight).relu()
+        return nn.functional.linear(nn.functional.linear(hidden, self.weight), self.weight.t())
 
 
 class Pooled(nn.Module):
@@ -102,6 +116,7 @@ MODELS = {
     "conv_transpose1d": (lambda: nn.Sequential(nn.ConvTranspose1d(8, 16, 3), nn.ReLU()), (2, 8, 20)),
     "conv_transpose3d": (lambda: nn.Sequential(nn.ConvTranspose3d(8, 16, 3), nn.ReLU()), (2, 8, 5, 5, 5)),
     "linear": (lambda: nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 16)), (8, 32)),
+    "transposed weight": (Transposed, (8, 16)),
     "rows of a weight": (Attending, (2, 6, 16)),
     "matmul": (Product, (2, 6, 16)),
     "bmm": (Batched, (2, 6, 16)),
@@ -119,12 +134,12 @@ def engine(name: str) -> base.Backend:
         pytest.skip(str(exc))
 
 
-def source(model: nn.Module, *inputs: torch.Tensor) -> base.Source:
+def source(model: nn.Module, *inputs: torch.Tensor) -> Source:
     copy, graph = deployable(model.eval(), inputs, {})
-    return base.Source(copy, graph, observe(copy, graph, [(inputs, {})]), inputs)
+    return Source(copy, graph, observe(copy, graph, [(inputs, {})]), inputs)
 
 
-def made(kind: str) -> base.Source:
+def made(kind: str) -> Source:
     torch.manual_seed(0)
     if kind == "embedding_bag":
         return source(Bags(), torch.randint(0, 50, (20,)), torch.tensor([0, 4, 9, 15]))
@@ -132,14 +147,15 @@ def made(kind: str) -> base.Source:
     return source(build(), torch.rand(shape) - 0.5 if kind == "lstm" else torch.randn(shape))
 
 
-def int8_everywhere(of: base.Source, capabilities: base.Capabilities, approach: Approach) -> Recipe:
+def int8_everywhere(of: Source, capabilities: Capabilities, approach: Approach) -> Recipe:
     """Return the recipe that asks for int8 wherever a kernel takes it under this approach."""
     ops = {}
     for call in of.graph.calls:
         capability = capabilities.ops.get(call.op)
         if capability is None or approach not in capability.approaches:
             continue
-        activation = TensorConfig(*capability.activations[0], reduce_range=capabilities.reduce_range)
+        reduced = capabilities.reduce_range or approach is Approach.DYNAMIC
+        activation = TensorConfig(*capability.activations[0], reduce_range=reduced)
         weight = TensorConfig(*capability.weights[0], capability.granularities[0]) if call.op.has_weight else None
         ops[call.name] = OpConfig(Precision.INT8, approach, activation, *([weight] if weight else []))
     return Recipe(ops)

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.goal import Goal
 from raysq.graph import Call, ModelGraph, OpType
-from raysq.kernels.base import Capabilities, OpCapability
 from raysq.op_times import OpTimes
 from raysq.prediction import REMAINDER
 from raysq.recipe import Approach, Granularity, Precision, QuantDType, Recipe, Scheme

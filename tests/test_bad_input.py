@@ -21,8 +21,9 @@ from raysq.errors import (
     SpaceError,
     StorageError,
 )
-from raysq.journal import Header, Journal
+from raysq.journal import Journal
 from raysq.result import Baseline
+from raysq.run import Header
 from raysq.tuning import runner
 
 FLOAT = {"activation": {"dtype": ["fp32"]}, "weight": {"dtype": ["fp32"]}}
@@ -147,7 +148,7 @@ MODELS = {
     "a name without function": ({"model": "json"}, ModelError, "'json'", '"module:function"'),
     "on another device": (lambda: {"model": net().to("meta")}, ModelError, "0.weight is on meta", "model.cpu()"),
     "in half precision": (lambda: {"model": net().half()}, ModelError, "0.weight is torch.float16", "model.float()"),
-    "nothing to quantize": ({"model": nn.ReLU()}, ModelError, "no quantizable op", "linear"),
+    "nothing to quantize": ({"model": nn.ReLU()}, ModelError, "can run in int8", "linear"),
     "can't be copied or pickled": (
         lambda: {"model": Holding(threading.Lock())},
         ModelError,

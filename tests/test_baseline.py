@@ -9,9 +9,9 @@ from raysq.errors import BackendError, EvaluationError
 from raysq.goal import Goal
 from raysq.inspection import deployable
 from raysq.kernels import reference
-from raysq.kernels.base import Source
-from raysq.options import Latency
+from raysq.latency import Latency
 from raysq.prepared import Prepared
+from raysq.source import Source
 from raysq.space import build_space
 
 MODEL = nn.Linear(4, 2).eval()

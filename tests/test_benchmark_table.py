@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,13 +23,9 @@ MEASURED = {
 
 
 @pytest.fixture
-def script() -> ModuleType:
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("workload_table", ROOT / "benchmarks" / "workload_table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("workload_table")
 
 
 def test_row_gives_losses_relative_to_fp32(script: ModuleType) -> None:
@@ -38,9 +34,10 @@ def test_row_gives_losses_relative_to_fp32(script: ModuleType) -> None:
     assert row.count("|") == len(script.HEADINGS) + 1
 
 
-def test_table_replaces_what_stands_between_the_readmes_marks(script: ModuleType) -> None:
+def test_table_replaces_what_stands_between_the_readmes_marks(script: ModuleType, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
-    once = script.insert(readme, "first")
-    assert script.insert(once, "second") == script.insert(readme, "second")
+    (tmp_path / "README.md").write_text(readme)
+    for content in ("second", "first"):  # what was there before makes no difference
+        script.publish(content, tmp_path / "README.md", script.BEGIN, script.END)
     before, after = readme.split(script.BEGIN)[0], readme.split(script.END)[1]
-    assert once == f"{before}{script.BEGIN}\n\nfirst\n\n{script.END}{after}"
+    assert (tmp_path / "README.md").read_text() == f"{before}{script.BEGIN}\n\nfirst\n\n{script.END}{after}"

@@ -109,6 +109,16 @@ def test_certain_where_even_the_best_rest_does_not_help():
     assert bet.certain  # 0.2
 
 
+def test_where_the_rest_can_only_be_at_the_floor_the_next_value_decides():
+    bet = Bet(0.5, 0.0, 4)
+    bet.add(np.array([1.0, 1.0]))  # the mean is the limit if all others are 0
+    capital = bet.log_capital
+    bet.add(np.array([0.0]))
+    assert not bet.certain and bet.log_capital == capital  # as was expected: nothing is won
+    bet.add(np.array([1.0]))
+    assert bet.certain
+
+
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
 def test_a_mean_of_exactly_the_limit_is_never_certain(order):
     values = flips(100, 5, 0)[order]
@@ -124,15 +134,23 @@ def test_without_a_floor_nothing_convinces():
     assert not bet.certain and not bet.convinces(0.49)
 
 
-@pytest.mark.parametrize("drawn", [20, 100, 250])
-def test_the_bound_is_where_the_capital_convinces(drawn):
-    values = np.random.default_rng(drawn).permutation(flips(300, 90, 10))[:drawn]
-    bound = lower_bound(values, -1.0, 300, 0.05)
+@pytest.mark.parametrize(
+    ("drawn", "floor", "error_rate"),
+    [
+        (20, -1.0, 0.05),
+        (100, -1.0, 0.05),
+        (250, -1.0, 0.05),
+        (290, -3.0, 1e-9),  # hardly more than what the rest at the floor would leave
+    ],
+)
+def test_the_bound_is_where_the_capital_convinces(drawn, floor, error_rate):
+    values = -floor * np.random.default_rng(drawn).permutation(flips(300, 90, 10))[:drawn]
+    bound = lower_bound(values, floor, 300, error_rate)
     assert bound < values.mean()
     for limit, convinces in ((bound - 1e-6, True), (bound + 1e-6, False)):
-        bet = Bet(limit, -1.0, 300)
+        bet = Bet(limit, floor, 300)
         bet.add(values)
-        assert bet.convinces(0.05) is convinces
+        assert bet.convinces(error_rate) is convinces
 
 
 def test_the_bound_of_all_items_is_their_mean():

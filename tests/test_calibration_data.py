@@ -175,4 +175,4 @@ def test_callable_runs_the_model_and_leaves_no_hook() -> None:
 def test_of_keeps_a_calibration_as_it_is() -> None:
     calibration = Calibration([X], calib_samples=2)
     assert Calibration.of(calibration) is calibration
-    assert Calibration.of([X], 3).calib_samples == 3
+    assert Calibration.of([X]) == Calibration([X])

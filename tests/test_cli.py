@@ -14,6 +14,7 @@ import raysq
 from raysq import cli, journal
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Confirmation, Ratio, Stage, Status, TrialRecord
+from raysq.run import Entry, Header
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_yaml_holds_arguments_and_options_override_it(workload: str, asked: dict
     [
         ("tolerance: 1", "must name `workload"),
         ("[1, 2]", "must hold keys"),
-        ("a: [", "is no YAML"),
+        ("a: [", "must be YAML"),
         ("workload: cli_workload:triple\ntolerence: 0.1", "Did you mean 'tolerance'"),
     ],
 )
@@ -134,7 +135,7 @@ def test_bad_arguments_say_what_to_do(
 
 def test_show_prints_the_trials_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = Baseline(accuracy=0.95, metrics={"accuracy": 0.95}, latency_ms=2.0, form="jit", forms_ms={"jit": 2.0})
-    header = journal.Header({"model": "m"}, {}, {}, "ipex", baseline)
+    header = Header({"model": "m"}, {}, {}, "ipex", baseline)
     record = TrialRecord(
         3,
         Recipe({}),
@@ -150,7 +151,7 @@ def test_show_prints_the_trials_of_a_run(tmp_path: Path, capsys: pytest.CaptureF
         label="all int8",
     )
     with journal.Journal.create(tmp_path / "run" / "journal.jsonl", header) as written:
-        written.append(journal.Entry(record, seen=3))
+        written.append(Entry(record, seen=3))
     assert cli.main(["show", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     for part in ("ipex", "0.9500", "all int8", "0.9400", "0.500 [0.490, 0.510]"):

@@ -18,6 +18,7 @@ from raysq.arithmetic import Grid, QParams
 from raysq.compat import QuantConf, calibrate, convert
 from raysq.errors import CalibrationError, OptionError, RecipeError, StorageError
 from raysq.kernels import base
+from raysq.source import Source
 
 KEYS = [  # of the tutorial's listing, in its order
     *("id", "name", "algorithm", "weight_granularity", "input_scales", "input_zero_points"),
@@ -291,12 +292,12 @@ def test_a_scale_that_is_edited_takes_effect(tmp_path: Path) -> None:
 def test_weights_of_another_granularity_get_its_scales(tmp_path: Path) -> None:
     model, batches = made()
     conf = edited(calibrated(model, batches), tmp_path / "c.json", {"weight_granularity": "per_tensor"})
-    from raysq import entry
+    from raysq import listed_plans
     from raysq.inspection import deployable
 
     copied, graph = deployable(model, (batches[0],), {})
-    source = base.Source(copied, graph, None, (batches[0],))
-    plan = entry.plans(entry.matched(conf.entries, graph), source.planner)["left"]
+    source = Source(copied, graph, None, (batches[0],))
+    plan = listed_plans.plans(listed_plans.matched(conf.entries, graph), source.planner)["left"]
     assert plan.weights is not None
     assert float(plan.weights[0].scale) == pytest.approx(float(model.left.weight.detach().abs().max()) / 127.5)
 
@@ -393,13 +394,13 @@ def no_list(tmp_path: Path) -> None:
     ("misuse", "error", "message"),
     [
         (lambda _: QuantConf(qscheme=torch.per_channel_affine), OptionError, "must be one of"),
-        (lambda path: QuantConf(path / "none.json"), StorageError, "holds no configuration"),
+        (lambda path: QuantConf(path / "none.json"), StorageError, "must hold a configuration"),
         (lambda path: QuantConf().save(path / "c.json"), CalibrationError, "knows no ranges yet"),
         (no_list, RecipeError, "load_qconf_summary"),
         (nothing_called, CalibrationError, "no model was called"),
         (other_model, CalibrationError, "one QuantConf is for one model"),
         (misfit, RecipeError, "describes another model"),
-        (bad_flag, RecipeError, "holds true and false"),
+        (bad_flag, RecipeError, "a list: true or false"),
         (bad_zero_point, RecipeError, "zero point 300"),
     ],
 )

@@ -14,8 +14,7 @@ from raysq.conclusion import CONFIRMED_AT_MOST, conclude
 from raysq.errors import EvaluationError, NoFeasibleRecipe
 from raysq.goal import Goal, Objective
 from raysq.job import Job
-from raysq.latency import Timing
-from raysq.options import Latency
+from raysq.latency import Latency, Timing
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
 
@@ -125,6 +124,19 @@ def test_only_those_that_may_be_the_best_are_built():
     engine = Engine([FAST, SLOWER, SLOWEST])
     concluded([FAST, SLOWER, SLOWEST], Goal(), engine=engine)
     assert engine.built == [0, 1]  # the intervals of these overlap
+
+
+def untimed(model, predicted):
+    return replace(trial(model), stage=Stage.EVALUATED, ratio=None, latency_ratio=predicted)
+
+
+def test_what_was_scored_only_wins_by_being_timed_here():
+    result = concluded([SLOWEST, SLOWER, FAST], Goal(), [trial(SLOWER), untimed(FAST, 0.9), untimed(SLOWEST, 0.1)])
+    assert winner(result) == 0  # by neither prediction
+
+
+def test_where_nothing_was_timed_the_predicted_are_timed_here():
+    assert winner(concluded([SLOWER, FAST], Goal(), [untimed(SLOWER, 0.1), untimed(FAST, 0.9)])) == 0
 
 
 def test_the_weights_pick_the_winner():

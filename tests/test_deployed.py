@@ -122,6 +122,16 @@ def test_parameter_skipped_by_the_example_is_passed_by_name() -> None:
     torch.testing.assert_close(deployed(X), X * 2)
 
 
+def test_a_bound_run_reads_what_its_tensors_hold_by_then() -> None:
+    deployed, x = deploy(Masked(), X, scale=3.0, mask=MASK), X.clone()
+    run = deployed.bound(x, mask=MASK, scale=3.0)
+    torch.testing.assert_close(run(), X * 3.0)
+    x.neg_()
+    torch.testing.assert_close(run(), -X * 3.0)
+    with pytest.raises(TypeError, match="'mask' is missing"):
+        deployed.bound(X)
+
+
 def test_nested_inputs() -> None:
     deployed = deploy(Nested(), {"a": X, "b": MASK}, [X, MASK])
     expected = X - MASK + X * MASK

@@ -1,16 +1,17 @@
 """Items are drawn in the same random order for every model, in batches, and no further than is needed."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from raysq import Evaluation
 from raysq.errors import EvaluationError, OptionError
-from raysq.evaluation import check, digest, evaluate, first_call, loss
+from raysq.evaluation import check, digest, evaluate, first_call, loss, warn_if_whole
 from raysq.goal import Goal
 
 N = 1000
@@ -50,6 +51,7 @@ def test_all_items_once_in_batches():
     assert (score.value, score.n, score.early) == (0.9, N, None)
     assert sorted(model.seen) == list(range(N)) != model.seen
     assert [len(batch) for batch in model.asked] == [64] * 15 + [40]
+    assert scored(Evaluation(ITEMS, right, batch_size=1), model).n == N
 
 
 def test_the_order_is_the_seeds():
@@ -90,7 +92,7 @@ def test_other_metrics_are_scored_whole():
     evaluation = Evaluation(ITEMS, both)
     fp32 = scored(evaluation, Knows(), goal=goal)
     score = scored(evaluation, Knows(range(500)), fp32.units, goal)
-    assert score.metrics == {"accuracy": 0.5, "margin": 1.0} and score.early is None
+    assert score.metrics == evaluation(Knows(range(500))) == {"accuracy": 0.5, "margin": 1.0} and score.early is None
     assert scored(evaluation, Knows(range(500)), fp32.units).early.fails  # without others it ends early
     with pytest.raises(EvaluationError, match="the goal has other metrics"):
         scored(Evaluation(ITEMS, right), Knows(), goal=goal)
@@ -115,6 +117,17 @@ def test_a_loaders_items_and_batches_are_taken():
     assert [len(batch) for batch in model.asked] == [50] * 20
 
 
+def test_a_loaders_functions_and_processes_are_taken():
+    loader = DataLoader(ITEMS, collate_fn=torch.utils.data.default_convert, num_workers=1)
+    evaluation = Evaluation(loader, right)
+    assert (evaluation.items, evaluation.collate, evaluation.num_workers) == (ITEMS, loader.collate_fn, 1)
+
+
+def test_a_loader_may_give_batches_that_its_dataset_holds():
+    batches = [(torch.arange(i, i + 10), LABELS[i : i + 10]) for i in range(0, N, 10)]
+    assert scored(Evaluation(DataLoader(batches, batch_size=None), right), Knows(range(100))).value == 0.9
+
+
 @pytest.mark.parametrize(
     ("items", "inputs", "metric"),
     [
@@ -125,17 +138,41 @@ def test_a_loaders_items_and_batches_are_taken():
             lambda out, batch: (out.argmax(1) == batch[0]).tolist(),
         ),
         (list(range(N)), None, lambda out, batch: (out.argmax(1) == LABELS[batch]).float()),
+        ([(i,) for i in range(N)], None, lambda out, batch: out.argmax(1) == LABELS[batch[0]]),
     ],
-    ids=["dict", "inputs", "no label"],
+    ids=["dict", "inputs", "no label", "no label in a tuple"],
 )
 def test_what_of_a_batch_is_an_input(items, inputs, metric):
     assert scored(Evaluation(items, metric, inputs=inputs), Knows(range(100))).value == pytest.approx(0.9)
 
 
-def test_bounds_are_known_of_booleans_or_stated():
-    def floats(output, batch):
-        return right(output, batch).float()
+def test_all_but_the_last_of_a_batch_are_inputs():
+    items = [(i, -i, "label") for i in range(8)]
+    assert Evaluation(items, lambda output, batch: output == 0)(lambda x, y: x + y) == 1
 
+
+def test_batches_are_made_as_it_is_said():
+    assert Evaluation([1, 2], lambda _, batch: [batch == [1, 2]] * 2, collate=sorted)(str) == 1
+    assert Evaluation([np.ones(2)], lambda _, batch: [isinstance(batch, np.ndarray)] * 2, batch_size=None)(str) == 1
+
+
+class Reader:
+    """Items that tell which process read them."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return index, os.getpid()
+
+
+def test_items_are_read_by_processes_of_their_own_where_that_is_asked_for():
+    for workers, elsewhere in ((0, 0), (1, 1)):
+        evaluation = Evaluation(Reader(), lambda _, batch: batch[1] != os.getpid(), num_workers=workers)
+        assert evaluation(lambda x: x) == elsewhere
+
+
+def test_bounds_are_known_of_booleans_or_stated():
     bounds = {
         (right, None): (0, 1),
         (floats, None): (-np.inf, np.inf),
@@ -144,6 +181,33 @@ def test_bounds_are_known_of_booleans_or_stated():
     }
     for (metric, stated), expected in bounds.items():
         assert scored(Evaluation(ITEMS, metric, bounds=stated), Knows()).units.bounds == expected
+    assert Evaluation(ITEMS, right, bounds=[0, 1]).bounds == (0, 1)  # as JSON has them
+
+
+def floats(output, batch):
+    return right(output, batch).float()
+
+
+def yields(model):
+    yield 1, 2
+
+
+@pytest.mark.parametrize(
+    ("eval_fn", "others", "warns"),
+    [
+        (Evaluation(ITEMS, floats), {}, True),
+        (Evaluation(ITEMS, floats, bounds=(0, 1)), {}, False),
+        (Evaluation(ITEMS, right), {}, False),
+        (Evaluation(ITEMS, lambda out, b: {"a": floats(out, b), "b": floats(out, b)}), {"b": Goal()}, False),
+        (yields, {}, False),
+        (lambda model: 0.5, {}, False),
+    ],
+    ids=["anything", "stated", "booleans", "scored whole for the others", "a stream", "a number"],
+)
+def test_a_warning_says_what_keeps_trials_from_ending_early(eval_fn, others, warns, caplog):
+    goal = Goal(others=others)
+    warn_if_whole(eval_fn, scored(eval_fn, Knows(), goal=goal), goal)
+    assert ("State what each lies in" in caplog.text) is warns
 
 
 def test_it_is_an_eval_fn_of_its_own_and_travels():
@@ -159,15 +223,23 @@ def test_it_is_an_eval_fn_of_its_own_and_travels():
     "other",
     [
         lambda: Evaluation(ITEMS, right, seed=1),
+        lambda: Evaluation(ITEMS, right, batch_size=64),
+        lambda: Evaluation(ITEMS, right, inputs=lambda batch: batch[0]),
         lambda: Evaluation(ITEMS, right, error_rate=0.05),
         lambda: Evaluation(ITEMS, right, bounds=(0, 2)),
         lambda: Evaluation(list(range(5)), right),
         lambda: Evaluation(ITEMS, lambda output, batch: output),
         lambda: right,
+        lambda: floats,
     ],
 )
 def test_another_evaluation_has_another_digest(other):
-    assert digest(other()) != digest(Evaluation(ITEMS, right))
+    assert digest(other()) not in (digest(Evaluation(ITEMS, right)), digest(yields))
+
+
+def test_batches_that_were_dealt_at_random_have_another_digest():
+    dealt, not_dealt = (Evaluation([ITEMS[:10]], right, batch_size=None, shuffled=s) for s in (True, False))
+    assert digest(dealt) != digest(not_dealt)
 
 
 class Endless(IterableDataset):
@@ -179,6 +251,7 @@ class Endless(IterableDataset):
     ("make", "error", "message"),
     [
         (lambda: Evaluation(iter(ITEMS), right), EvaluationError, "raysq.Stream"),
+        (lambda: Evaluation({1, 2}, right), EvaluationError, "need `len` and an index"),
         (lambda: Evaluation((ITEMS.tensors), right), EvaluationError, "TensorDataset"),
         (lambda: Evaluation([], right), EvaluationError, "no item"),
         (lambda: Evaluation(ITEMS, None), EvaluationError, "metric"),
@@ -188,6 +261,7 @@ class Endless(IterableDataset):
         (lambda: Evaluation(ITEMS, right, seed=-1), OptionError, "seed"),
         (lambda: Evaluation(ITEMS, right, num_workers=True), OptionError, "num_workers"),
         (lambda: Evaluation(ITEMS, right, shuffled=True), OptionError, "batch_size=None"),
+        (lambda: Evaluation([ITEMS[:10]], right, batch_size=None, shuffled=1), OptionError, "shuffled"),
         (lambda: Evaluation(ITEMS, right, error_rate=1.0), OptionError, "error_rate"),
         (lambda: Evaluation(ITEMS, right, bounds=(1, 1)), OptionError, "bounds"),
         (lambda: Evaluation(DataLoader(Endless()), right), EvaluationError, "index"),
@@ -197,12 +271,32 @@ class Endless(IterableDataset):
             EvaluationError,
             "Subset",
         ),
+        (
+            lambda: Evaluation(DataLoader(ITEMS, batch_sampler=BatchSampler(range(N), 8, False)), right),
+            EvaluationError,
+            "no sampler of its own",
+        ),
         (lambda: Evaluation(DataLoader(ITEMS), right, batch_size=8), OptionError, "leave out"),
+        (lambda: Evaluation(DataLoader(ITEMS), right, collate=list), OptionError, "leave out"),
+        (lambda: Evaluation(DataLoader(ITEMS), right, num_workers=1), OptionError, "leave out"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda out, batch: {"a": right(out, batch), "b": right(out, batch)[:-1]},
+        lambda out, batch: right(out, batch)[:0],
+    ],
+    ids=["fewer of one", "none"],
+)
+def test_a_batch_has_as_many_scores_of_each_metric_and_at_least_one(metric):
+    with pytest.raises(EvaluationError, match="a score of each metric for each item"):
+        Evaluation([ITEMS[:10]], metric, batch_size=None)(Knows())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,9 +21,8 @@ HALF = FP32 & (np.arange(1000) % 2 == 0)
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("early_rejection")
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("early_rejection")
 
 
 def test_scores_are_brought_to_a_loss_by_turning_lost_items(script: ModuleType) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raysq.errors import EvaluationError
-from raysq.evaluation import Score, check, confirm, evaluate, loss
+from raysq.evaluation import Score, check, confirm, evaluate, first_call, loss
 from raysq.goal import Goal
 
 
@@ -101,6 +101,10 @@ async def asynchronous(model):
     return 1.0
 
 
+async def asynchronous_batches(model):
+    yield 1.0, 1
+
+
 @pytest.mark.parametrize(
     "eval_fn",
     [
@@ -119,7 +123,16 @@ def test_check_accepts_one_argument(eval_fn):
 
 @pytest.mark.parametrize(
     "eval_fn",
-    [None, 0.5, lambda: 1, lambda model, loader: 1, lambda model, *, loader: 1, Metric().two, asynchronous],
+    [
+        None,
+        0.5,
+        lambda: 1,
+        lambda model, loader: 1,
+        lambda model, *, loader: 1,
+        Metric().two,
+        asynchronous,
+        asynchronous_batches,
+    ],
 )
 def test_check_refuses_all_else(eval_fn):
     with pytest.raises(EvaluationError, match="eval_fn"):
@@ -167,20 +180,23 @@ def test_the_primary_metric_is_not_among_the_others(returned, others, primary):
 
 
 @pytest.mark.parametrize(
-    ("returned", "message"),
+    ("return_", "message"),
     [
-        ({"accuracy": 0.5}, "the goal has 'recall' among its `others`, and `eval_fn` returned 'accuracy' only"),
-        ({"accuracy": 0.5, "recall": math.nan}, "finite; 'recall' is nan"),
-        ({"f1": 0.5, "bleu": 0.5, "recall": 0.7}, r"Goal\(metric='f1'\)"),
-        ({"recall": 0.7}, "'accuracy' is not among them"),
-        (0.5, "other metrics, 'recall', so .* must return a dict .* it returned 0.5"),
-        ((y for y in [(1, 2)]), "it yielded batches"),
+        (
+            lambda: {"accuracy": 0.5},
+            "the goal has 'recall' among its `others`, so `eval_fn` must return it; it returned 'accuracy' only",
+        ),
+        (lambda: {"accuracy": 0.5, "recall": math.nan}, "finite; 'recall' is nan"),
+        (lambda: {"f1": 0.5, "bleu": 0.5, "recall": 0.7}, r"Goal\(metric='f1'\)"),
+        (lambda: {"recall": 0.7}, "'accuracy' is not among them"),
+        (lambda: 0.5, "other metrics, 'recall', so .* must return a dict .* it returned 0.5"),
+        (lambda: (y for y in [(1, 2)]), "it yielded batches"),
     ],
-    ids=repr,
+    ids=["another is missing", "nan", "two primaries", "no primary", "a number", "batches"],
 )
-def test_a_goal_of_several_metrics_needs_all_of_them(returned, message):
+def test_a_goal_of_several_metrics_needs_all_of_them(return_, message):
     with pytest.raises(EvaluationError, match=message):
-        evaluate(lambda m: returned, None, Goal(others={"recall": Goal()}))
+        evaluate(lambda m: return_(), None, Goal(others={"recall": Goal()}))
 
 
 def test_the_other_metric_whose_baseline_is_zero_is_named():
@@ -190,6 +206,30 @@ def test_the_other_metric_whose_baseline_is_zero_is_named():
 
 
 def test_confirm_is_scored_as_eval_fn_is():
-    assert confirm(None, Goal(metric="f1", confirm=lambda m: {"f1": 0.25, "recall": 1})).value == 0.25
+    assert confirm(0.25, Goal(metric="f1", confirm=lambda m: {"f1": m, "recall": 1})).value == 0.25
     with pytest.raises(EvaluationError, match=r"`Goal\.confirm` .*ZeroDivisionError"):
         confirm(None, Goal(confirm=lambda m: 1 / 0))
+
+
+def test_the_first_call_is_where_it_is_left():
+    def eval_fn(model):
+        model(1, x=2)
+        raise AssertionError("left before")
+
+    assert first_call(eval_fn, torch.nn.Identity(), Goal()) == ((1,), {"x": 2})
+
+
+def test_the_first_call_is_known_of_one_that_swallows_everything():
+    def eval_fn(model):
+        try:
+            model(1)
+        except BaseException:
+            return "no score"
+
+    assert first_call(eval_fn, torch.nn.Identity(), Goal()) == ((1,), {})
+
+
+def test_an_evaluation_that_does_not_call_the_model_has_no_first_call():
+    assert first_call(lambda m: 0.5, torch.nn.Identity(), Goal()) is None
+    with pytest.raises(EvaluationError):
+        first_call(lambda m: "no score", torch.nn.Identity(), Goal())

@@ -16,8 +16,7 @@ from raysq.finalists import COMPILED, Finalist, Finals, Standing
 from raysq.goal import Objective
 from raysq.job import Job
 from raysq.kernels import base
-from raysq.latency import Timing
-from raysq.options import Latency
+from raysq.latency import Latency, Timing
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Ratio, Stage, Status, TrialRecord
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysq.histogram import BINS, Histogram, HistogramBuilder
-from raysq.stats import Histogram as StatsHistogram
 
 # subnormals, ranges of 60 orders and values that are left out included
 floats = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 1e30, -3e38])
@@ -116,7 +115,3 @@ def test_what_was_built_does_not_change_with_later_batches():
     histogram = builder.build()
     builder.add(torch.tensor([1.0]))
     assert histogram.total == 1
-
-
-def test_stats_hold_this_histogram():
-    assert StatsHistogram is Histogram

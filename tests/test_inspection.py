@@ -177,6 +177,45 @@ def test_an_lstm_over_packed_sequences_stays_in_float_and_says_so() -> None:
     assert graph.left_in_float == {"lstm:lstm": "an LSTM over packed sequences has no int8 kernel"}
 
 
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x, w: torch.tensordot(x, w, 1), "tensordot has no int8 kernel"),
+        (lambda x, w: torch.gru_cell(x, x, w.repeat(3, 1), w.repeat(3, 1)), "a single step of a recurrent network"),
+        (lambda x, w: torch.addmm(x, x, w, beta=2), "called with these arguments it has no int8 kernel"),
+        (lambda x, w: torch.matmul(x, w[0]), "called with these arguments it has no int8 kernel"),
+    ],
+)
+def test_a_product_that_has_no_int8_kernel_says_so(function, says) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(self.first(x), self.weight)
+
+    graph = deployable(Net().eval(), (torch.randn(8, 8),), {})[1]
+    assert [call.name for call in graph.calls] == ["first"]
+    assert [reason.startswith(says) for reason in graph.left_in_float.values()] == [True]
+
+
+def test_what_is_written_to_depends_on_what_is_written() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed, self.fc = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            room = torch.zeros(4, 8)
+            fixed = self.fixed(room)
+            room[:2] = x
+            return self.fc(room) + fixed
+
+    graph = deployable(Padded().eval(), (torch.randn(2, 8),), {})[1]
+    assert graph.constant_calls == ("fixed",)
+
+
 def test_batch_norms_are_folded_within_rounding() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(6, 4))
     x = torch.randn(16, 3, 8, 8)
@@ -207,8 +246,8 @@ def test_shared_inputs_blocks_and_producers() -> None:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (nn.ReLU(), "no quantizable op"),
-        (nn.Linear(3, 4), "fails on the example inputs"),
+        (nn.ReLU(), "must have a call that can run in int8"),
+        (nn.Linear(3, 4), "must run on the example inputs"),
         (nn.Linear(8, 8).double(), "must be fp32"),
         ("not a model", "torch.nn.Module"),
     ],

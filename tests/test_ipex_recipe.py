@@ -33,6 +33,7 @@ from raysq.recipe import (
     Scheme,
     TensorConfig,
 )
+from raysq.source import Source
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),  # IPEX's observers complain of data that they don't need
@@ -61,11 +62,11 @@ def ipex() -> Any:
         pytest.skip(str(exc))
 
 
-def made() -> tuple[nn.Module, torch.Tensor, base.Source]:
+def made() -> tuple[nn.Module, torch.Tensor, Source]:
     torch.manual_seed(0)
     model, x = Net().eval(), torch.randn(2, 5, 16)
     copied, graph = deployable(model, (x,), {})
-    return model, x, base.Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
+    return model, x, Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
 
 
 def config(**changes: Any) -> OpConfig:
@@ -202,11 +203,11 @@ def test_what_a_recipe_cannot_hold_is_said(changes: dict[str, Any], lost: str, t
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("nonsense", StorageError, "holds no configuration"),
+        ("nonsense", StorageError, "must hold a configuration"),
         ("{}", RecipeError, "is neither"),
         ('{"schema": 1, "ops": {}}', RecipeError, "is neither"),
-        ('[{"id": 0}]', RecipeError, "needs 'name', a str; got None"),
-        ("[7]", RecipeError, "is an object, got 7"),
+        ('[{"id": 0}]', RecipeError, "in an op of IPEX's list `name` must be text, got None"),
+        ("[7]", RecipeError, "must be an object, got 7"),
     ],
 )
 def test_other_files_are_refused(text: str, error: type[Exception], message: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysq.errors import ResumeError, StorageError
-from raysq.journal import Entry, Header, Journal, WarmStart, read, record_from_dict, to_dict
+from raysq.journal import Journal, read
+from raysq.journal_lines import record_from_dict, to_dict
 from raysq.op_times import OpTimes
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
+from raysq.run import Entry, Header, WarmStart
 from raysq.scores import Units
 
 BASELINE = Baseline(0.9, {"accuracy": 0.9}, 5.0, "ipex", {"jit": 9.0, "ipex": 5.0}, 0.89, 4.0, Ratio(0.8, 0.7, 0.9))
@@ -210,6 +213,34 @@ def test_existing_journal_is_not_overwritten(path):
 def test_unwritable_path(base, tmp_path):
     with pytest.raises(StorageError, match="storage_path"):
         Journal.create(tmp_path / base / "journal.jsonl", HEADER)
+
+
+def test_a_line_that_does_not_fit_leaves_the_others_whole(path):
+    def write(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # as a disk that is full: a part of the line fits
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with Journal.resume(path, HEADER.fingerprints)[0] as journal:
+            try:
+                journal.append(ENTRY)
+            except StorageError as exc:
+                assert "resume=" in str(exc)
+                os._exit(3)
+
+    written(path, ENTRY)
+    size = path.stat().st_size
+    process = multiprocessing.get_context("fork").Process(target=write, args=(size + 100,))
+    process.start()
+    process.join()
+    assert process.exitcode == 3
+    assert path.stat().st_size == size  # what a later line would have been glued to is gone
+    assert read(path)[1] == (ENTRY,)
+
+
+def test_a_journal_that_was_removed_is_missed(path):
+    with Journal.create(path, HEADER) as journal:
+        path.unlink()
+        with pytest.raises(StorageError, match="was removed"):
+            journal.append(ENTRY)
 
 
 def test_full_disk():

@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from raysq.latency import HOPELESS, MIN_PAIRS, MISSES, WARMUP_RUNS, alone, pair, ratio_of, threads
-from raysq.options import Latency
+from raysq.latency import HOPELESS, MIN_PAIRS, MISSES, WARMUP_RUNS, Latency, alone, pair, ratio_of, threads
 
 
 class Clock:
@@ -34,8 +33,11 @@ def model(clock, seconds):
     return forward
 
 
-def timed(candidate, reference, clock, **options):
-    return pair(candidate, reference, args=(), kwargs={}, num_threads=1, latency=Latency(**options), clock=clock)
+def timed(candidate, reference, clock, deciding=False, **options):
+    latency = Latency(**options)
+    return pair(
+        candidate, reference, args=(), kwargs={}, num_threads=1, latency=latency, deciding=deciding, clock=clock
+    )
 
 
 def test_ratio_and_medians_of_steady_models():
@@ -113,6 +115,16 @@ def test_sharp_enough_ends_a_timing():
     timing = timed(model(clock, list(noise)), model(clock, [0.01]), clock, budget_s=100, ci_width=0.05)
     assert (timing.ratio.high - timing.ratio.low) / timing.ratio < 0.05
     assert clock.now < 10
+
+
+def test_a_decision_needs_no_sharp_ratio():
+    noise = list(np.random.default_rng(0).lognormal(0, 0.1, 10_000) * 0.01)
+    clock = Clock()
+    timing = timed(model(clock, noise), model(clock, [0.02]), clock, ci_width=1e-6, deciding=True)
+    assert len(timing.pairs) == MIN_PAIRS  # half the time of the other: no doubt
+    clock = Clock()
+    timing = timed(model(clock, noise), model(clock, [0.01]), clock, ci_width=1e-6, deciding=True)
+    assert 1.0 < clock.now < 1.1  # as fast as the other: the budget is spent, and no more
 
 
 @pytest.mark.parametrize("n", [7, 8, 9, 20, 51, 200, 1000])

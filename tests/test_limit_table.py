@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 from raysq.kernels.profile import Primitive
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 GEMM = Primitive(100_000_000, True, 1.0, "matmul", "100x1000:1000x1000")  # 0.2 TOPS
 DEPTHWISE = Primitive(1_000_000, True, 0.5, "convolution", "g8mb1_ic8oc8")
 SMALL = Primitive(1000, True, 0.01, "inner_product", "mb1ic10oc100")
@@ -18,9 +16,8 @@ FLOAT = Primitive(1000, False, 0.25, "matmul", "1x10:10x100")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("limit")
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("limit")
 
 
 def test_equal_products_share_a_line_and_small_ones_too(script: ModuleType) -> None:

@@ -13,9 +13,9 @@ from torch import nn
 import raysq
 from raysq import strategies
 from raysq.errors import SpaceError
-from raysq.options import Smoothing
 from raysq.prepared import Prepared
 from raysq.recipe import Recipe, Transform
+from raysq.smoothing import Smoothing
 from raysq.space import flatten
 from raysq.tuning.domains import domains
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raysq.inspection import deployable
-from raysq.journal import to_dict
+from raysq.journal_lines import to_dict
 from raysq.kernels import base
 from raysq.op_times import OpTimes, measured_times, neighbours, typical_times
 from raysq.prepared import prepare

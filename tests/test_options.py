@@ -6,7 +6,8 @@ import pickle
 import pytest
 
 from raysq.errors import OptionError
-from raysq.options import Latency, Workers
+from raysq.latency import Latency
+from raysq.workers import Workers
 
 
 @pytest.mark.parametrize("name", ["budget_s", "final_budget_s", "ci_width"])
@@ -19,9 +20,12 @@ def test_latency_out_of_range(name, value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cpus_per_trial": 0}, "`Workers.cpus_per_trial` must be at least 1, got 0"),
-        ({"cpus_per_trial": -2}, "`Workers.cpus_per_trial` must be at least 1, got -2"),
-        ({"max_failures": -1}, "`Workers.max_failures` must be at least 0, got -1"),
+        ({"cpus_per_trial": 0}, "`Workers.cpus_per_trial` must be a whole number of at least 1, got 0"),
+        ({"cpus_per_trial": -2}, "`Workers.cpus_per_trial` must be a whole number of at least 1, got -2"),
+        ({"max_failures": -1}, "`Workers.max_failures` must be a whole number of at least 0, got -1"),
+        ({"trial_timeout_s": 0}, "`Workers.trial_timeout_s` must be a positive number of seconds or None, got 0"),
+        ({"trial_timeout_s": math.nan}, "`Workers.trial_timeout_s` must be a positive number"),
+        ({"trial_timeout_s": "1m"}, "`Workers.trial_timeout_s` must be a positive number .* got '1m'"),
     ],
 )
 def test_workers_out_of_range(options, message):
@@ -31,7 +35,7 @@ def test_workers_out_of_range(options, message):
 
 @pytest.mark.parametrize(
     "option",
-    [Latency(0.1, 0.2, 0.3), Workers(2, 0)],
+    [Latency(0.1, 0.2, 0.3), Workers(2, 0), Workers(trial_timeout_s=math.inf)],
 )
 def test_options_within_their_ranges_are_values_that_pickle(option):
     assert pickle.loads(pickle.dumps(option)) == option

@@ -12,11 +12,12 @@ from torch import nn
 from raysq.errors import BackendError
 from raysq.graph import OpType
 from raysq.inspection import deployable
-from raysq.kernels import base, reference
+from raysq.kernels import reference
 from raysq.kernels.executed import NOT_FUSED
 from raysq.observation import observe
 from raysq.probing import probe
 from raysq.recipe import Recipe
+from raysq.source import Source
 from raysq.space import SearchSpace, build_space
 
 
@@ -42,7 +43,7 @@ class Flawed:
         self._flaw = flaw
         self.builds = 0
 
-    def build(self, source: base.Source, recipe: Recipe) -> Any:
+    def build(self, source: Source, recipe: Recipe) -> Any:
         self.builds += 1
         built = reference.Engine().build(source, recipe)
         return self._flaw([source.graph[name].op for name in recipe.int8_calls], built)
@@ -84,11 +85,11 @@ def idle(*names: str) -> Callable[[list[OpType], Any], Any]:
 
 
 @pytest.fixture(scope="module")
-def given() -> tuple[SearchSpace, base.Source]:
+def given() -> tuple[SearchSpace, Source]:
     torch.manual_seed(0)
     example = (torch.randn(8, 16),)
     model, graph = deployable(Net().eval(), example, {})
-    source = base.Source(model, graph, observe(model, graph, [(example, {})]), example)
+    source = Source(model, graph, observe(model, graph, [(example, {})]), example)
     return build_space(graph, reference.Engine().capabilities()), source
 
 
@@ -111,6 +112,11 @@ def test_what_does_not_work_loses_int8(given: Any, flaw: Any, left: set[str], re
     assert set(probed.left_in_float.values()) == ({reason} if reason else set())
     for name, configs in probed.space.options.items():
         assert any(c.is_int8 for c in configs) == (named[name] not in left)
+
+
+def test_int8_that_errs_all_over_is_warned_of(given: Any, caplog: pytest.LogCaptureFixture) -> None:
+    probe(*given, Flawed(errs(OpType.ADD, OpType.LINEAR)))
+    assert "int8 as a whole computes something else than the recipe says" in caplog.text
 
 
 def test_a_sound_backend_is_built_once(given: Any) -> None:

@@ -17,9 +17,10 @@ from raysq.arithmetic import Grid, qparams
 from raysq.errors import BackendError, ModelError, OptionError
 from raysq.inspection import deployable
 from raysq.kernels import base
-from raysq.kernels.reference import Numerics
 from raysq.observation import observe
 from raysq.recipe import FP32, Precision, Recipe, Rounding, Transform
+from raysq.simulated import Simulated
+from raysq.source import Source
 from raysq.space import build_space
 
 FLOAT = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
@@ -50,12 +51,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def source(model: nn.Module, *inputs: torch.Tensor) -> base.Source:
+def source(model: nn.Module, *inputs: torch.Tensor) -> Source:
     copied, graph = deployable(model, inputs, {})
-    return base.Source(copied, graph, observe(copied, graph, [(inputs, {})]), inputs)
+    return Source(copied, graph, observe(copied, graph, [(inputs, {})]), inputs)
 
 
-def made() -> tuple[nn.Module, base.Source, Recipe]:
+def made() -> tuple[nn.Module, Source, Recipe]:
     torch.manual_seed(0)
     model = Net()
     of = source(model, torch.randn(8, 3, 5, 5))
@@ -155,7 +156,7 @@ def test_gradients_pass_inside_of_the_range_and_stop_outside() -> None:
     rounded = qat.StraightThrough().activation(x, params)
     rounded.sum().backward()
     assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 0]
-    assert torch.equal(rounded.detach(), Numerics().activation(x.detach(), params))
+    assert torch.equal(rounded.detach(), Simulated().activation(x.detach(), params))
 
 
 def test_all_weights_get_gradients_as_their_scale_follows_them() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,19 +17,19 @@ import pytest
 
 from raysq import cli, report
 from raysq.errors import OptionError, StorageError
-from raysq.journal import Entry, Header, Journal, WarmStart, read
+from raysq.journal import Journal, read
 from raysq.op_times import OpTimes
 from raysq.recipe import BF16, OpConfig, Precision, Recipe
 from raysq.result import Baseline, Ratio, Stage, Status, TrialRecord
-from raysq.run import Run
+from raysq.run import Entry, Header, Run, WarmStart
 
 pytest.importorskip("plotly")
 
 BASELINE = Baseline(0.9, {"accuracy": 0.9}, 5.0, "jit", {"jit": 5.0})
 GOAL = {"goal": "at most 1.000% relative loss", "tolerance": 0.01, "criterion": "relative", "higher_is_better": True}
 CALLS = {
-    "conv": {"op": "conv2d", "macs": 2_500_000, "group": "conv/0", "rank": 2},
-    "fc": {"op": "linear", "macs": 1000, "group": "fc/0", "rank": 1},
+    "conv": {"op": "conv2d", "macs": 2_500_000, "group": "conv/0", "rank": 2, "sensitivity": 0.00012},
+    "fc": {"op": "linear", "macs": 1000, "group": "fc/0", "rank": 1, "sensitivity": 0.034},
     "out": {"op": "linear", "macs": 10, "group": "", "rank": None},
 }
 TIMES = OpTimes({"conv": {Precision.INT8: 0.25, Precision.FP32: 0.75}}, {})
@@ -126,26 +127,48 @@ def test_the_page_loads_nothing(drawn: Callable[..., Page]) -> None:
 
 def test_the_best_recipe_is_told_call_by_call(drawn: Callable[..., Page]) -> None:
     heading, *rows = drawn().rows["calls"]
-    assert heading == ["call", "op", "type", "quantized", "alpha", "rank", "10⁶ MACs", "time share"]
+    assert heading == [
+        *("call", "op", "type", "time share", "sensitivity", "rank", "alpha", "10⁶ MACs", "quantized"),
+    ]
     assert [row[:3] for row in rows] == [
         ["conv", "conv2d", "int8"],
         ["fc", "linear", "bf16"],
         ["out", "linear", "fp32"],
     ]
-    assert rows[0][3:] == ["static, x uint8 asym minmax, w int8 per_channel nearest", "0.2", "2", "2.5", "25.0 %"]
-    assert rows[1][3:6] == ["", "", "1"]
+    assert rows[0][3:] == [
+        "25.0 %",
+        "1.2e-04",
+        "2",
+        "0.2",
+        "2.5",
+        "static, x uint8 asym minmax, w int8 per_channel nearest",
+    ]
+    assert rows[1][3:7] == ["", "3.4e-02", "1", ""], "it was not timed"
+    assert rows[2][4:6] == ["", ""], "never in int8"
+
+
+def test_the_model_and_what_it_gains_stand_at_the_top(drawn: Callable[..., Page]) -> None:
+    named = replace(HEADER, arguments={**HEADER.arguments, "model": "MobileNet"})
+    text = " ".join(" ".join(drawn(named).words).split())
+    assert "MobileNet in int8 on ipex" in text
+    assert "2.00× as fast as the fastest fp32 (1.96 to 2.04)" in text
+    assert "0.899 loses 0.111 % of 0.9" in text and "1 of 3 calls" in text
+    assert "3 hold the goal, 1 fail it, 1 stopped early, 1 failed" in text
 
 
 def test_what_failed_says_why_and_can_do_no_harm(drawn: Callable[..., Page]) -> None:
     rows = drawn().rows["lost"][1:]
     assert [row[0] for row in rows] == ["0", "3", "4"]
-    assert rows[1][-1] == "RuntimeError: <script>alert(1)</script>", "as text"
-    assert rows[2][2:] == ["0.6", "300 of 5000", "stopped after 300 of 5000 items"]
+    assert [row[2] for row in rows] == ["fails the goal", "failed", "stopped early"]
+    assert rows[1][3] == "RuntimeError: <script>alert(1)</script>", "as text"
+    assert rows[2][3:] == ["stopped after 300 of 5000 items", "0.6", "300 of 5000"]
 
 
 def test_the_environment_is_there(drawn: Callable[..., Page]) -> None:
-    rows = {row[0]: row[1] for row in drawn().rows["environment"]}
-    assert rows["host"] == "Zen <5>; avx2; 2 threads" and rows["torch"] == "2.8" and rows["strategy"] == "auto"
+    rows = drawn().rows
+    assert rows["machines"] == [["host", "Zen <5>; avx2; 2 threads"]]
+    assert ["torch", "2.8"] in rows["versions"]
+    assert ["strategy", "auto"] in rows["arguments"] and ["objectives", "latency 1.0"] in rows["arguments"]
 
 
 @pytest.mark.parametrize("entries", [(), ENTRIES[:1]], ids=["none ended", "none holds"])
@@ -192,7 +215,7 @@ def test_the_clock_of_a_resumed_run_goes_on() -> None:
 def test_what_is_missing_or_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="Pass another path"):
         report.write(Run(HEADER, ()), tmp_path / "no" / "page.html")
-    monkeypatch.setitem(__import__("sys").modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(OptionError, match=r"raysq\[report\]"):
         report.write(Run(HEADER, ()), tmp_path / "page.html")
 
@@ -266,7 +289,8 @@ def test_a_browser_draws_it_on_a_phone_and_in_the_dark(tmp_path: Path, dark: boo
         timeout=120,
         check=True,
     )
-    assert done.stdout.count('class="point"') == 5 + 3, "scored trials, and those with a time in the progress"
+    points = 5 + 1 + 1, 2 * (3 + 3)  # scored trials, the best, fp32; in each progress those that hold, and the others
+    assert done.stdout.count('class="point"') == sum(points)
     found = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0].replace("&quot;", '"'))
     assert found["wide"] <= 500, "nothing is cut off"
     assert found["back"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import raysq
+from raysq.capabilities import Capabilities, OpCapability
 from raysq.errors import OptionError
 from raysq.kernels import base
-from raysq.kernels.base import Capabilities, OpCapability
 from raysq.recipe import FP32, Approach, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig, Transform
 from raysq.rivals import carried, seeded
 

@@ -17,10 +17,10 @@ from torch import nn
 
 import raysq
 from raysq.errors import CalibrationError, OptionError, StorageError
-from raysq.kernels.base import Source
 from raysq.recipe import FP32, Recipe
 from raysq.sensitivities import MSEv2, get, rank
 from raysq.sensitivity_cache import FILE
+from raysq.source import Source
 
 
 @pytest.fixture(scope="module")

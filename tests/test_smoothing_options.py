@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysq.errors import OptionError
-from raysq.options import SharedCriterion, Smoothing
+from raysq.smoothing import SharedCriterion, Smoothing
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("alpha", -0.1, r"\[0, 1\]"),

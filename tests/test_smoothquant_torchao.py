@@ -338,7 +338,7 @@ def test_activations_that_are_not_finite_are_refused():
 
 
 def test_a_model_without_linears_is_refused():
-    with pytest.raises(ModelError, match="no Linear"):
+    with pytest.raises(ModelError, match="must have a Linear"):
         insert_smoothquant_observers_(nn.Sequential(nn.Conv2d(1, 1, 1)), 0.5)
 
 

@@ -393,8 +393,8 @@ def test_what_travels_beside_the_point_is_no_dimension() -> None:
         ({"op/blocks.0.fc3": "fp32"}, "Did you mean"),
         ({"block/blocks.11": "float"}, "unknown block 'blocks.11'.*Did you mean"),
         ({"block/blocks.1": "bf16"}, "must be one of 'int8', 'float'"),
-        ({"op/blocks.0.fc1": "int4"}, "a call's configuration is"),
-        ({"op/blocks.0:add": "int8 static uint8/asym/kl int8/sym/minmax/per_channel"}, "can't run as"),
+        ({"op/blocks.0.fc1": "int4"}, "a call's configuration must be"),
+        ({"op/blocks.0:add": "int8 static uint8/asym/kl int8/sym/minmax/per_channel"}, "must run as"),
     ],
 )
 def test_a_config_outside_is_refused(config: dict[str, Any], message: str) -> None:
@@ -483,5 +483,5 @@ def test_seven_bits_and_rounding_are_spelled() -> None:
 
 @pytest.mark.parametrize("text", ["", "int8", "fp64", "fp32 static", "int8 static uint8 int8", "int8 a b c d e", None])
 def test_a_wrong_spelling_is_refused(text: Any) -> None:
-    with pytest.raises(RecipeError, match="a call's configuration is"):
+    with pytest.raises(RecipeError, match="a call's configuration must be"):
         parse(text)

@@ -17,8 +17,8 @@ from raysq import strategies
 from raysq.errors import InputError, OptionError, SpaceError
 from raysq.graph import OpType
 from raysq.model_choices import ModelChoices
-from raysq.options import Smoothing
 from raysq.recipe import Recipe, Rounding, Transform
+from raysq.smoothing import Smoothing
 from raysq.space import SearchSpace, build_space
 from raysq.switches import free_switches, read_switches, with_switches
 from raysq.transfer import within

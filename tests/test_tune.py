@@ -475,7 +475,8 @@ def test_where_lower_is_better_a_loss_may_grow_by_the_tolerance(tune: Any) -> No
 # --- limits ---
 
 
-def test_stop_at_first_ends_with_the_first_that_holds(tune: Any) -> None:
+def test_stop_at_first_ends_with_the_first_that_holds(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("raysq.api.measured_times")  # single calls are timed to find the fastest only
     result = tune(mlp(), agreement(mlp()), max_trials=20, stop_at_first=True)
     assert [t.feasible for t in result.trials] == [False] * (len(result.trials) - 1) + [True]
 
@@ -487,7 +488,7 @@ def test_timeout_ends_the_search_and_keeps_what_it_found(tune: Any) -> None:
         time.sleep(0.5)
         return plain(candidate)
 
-    result = tune(mlp(), eval_fn, strategy="random", max_trials=1000, timeout_s=15)
+    result = tune(mlp(), eval_fn, strategy="random", max_trials=1000, timeout_s=40)
     assert 1 <= len(result.trials) < 250  # a plateau would have ended it at 250
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +23,9 @@ from torch import nn
 
 import raysq
 from raysq import journal
-from raysq.errors import ResumeError
-from raysq.result import Status
+from raysq.errors import ResumeError, StorageError
+from raysq.result import Stage, Status
+from raysq.run import Entry
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import test modules
 pytestmark = pytest.mark.slow
@@ -66,6 +69,163 @@ def test_a_killed_worker_costs_nothing_but_a_second_try(cluster: None, tmp_path:
 
 def journal_of(directory: Path) -> Path:
     return directory / "run" / "journal.jsonl"
+
+
+# --- a trial hangs, crashes, or fills the memory ---
+
+
+def nth(directory: Path, n: int, fault: Callable[[nn.Module], object]) -> Callable[[nn.Module], float]:
+    """Return an evaluation whose n-th recipe (its trial's number is n - 1) has a fault whenever it is scored."""
+    driver = os.getpid()
+
+    def eval_fn(model: nn.Module) -> float:
+        model(X)
+        ended = journal_of(directory).read_bytes().count(b"\n") - 1 if os.getpid() != driver else -1
+        if ended == n - 1:
+            (directory / f"worker.{os.getpid()}").touch()
+            fault(model)
+        return 1.0
+
+    return eval_fn
+
+
+def workers_of(directory: Path) -> list[int]:
+    """Process ids of the workers that came to the fault."""
+    return [int(path.suffix[1:]) for path in directory.glob("worker.*")]
+
+
+def hangs(model: nn.Module) -> None:
+    time.sleep(3600)
+
+
+def hangs_inside(model: nn.Module) -> None:
+    """Hang in a forward: the lock that trials of a node share is held."""
+    handle = model.register_forward_hook(lambda *_: time.sleep(3600))
+    model(X)
+    handle.remove()
+
+
+def aborts(model: nn.Module) -> None:
+    os.abort()
+
+
+def reads_nowhere(model: nn.Module) -> None:
+    ctypes.string_at(0)
+
+
+def is_killed(model: nn.Module) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def allocates(model: nn.Module) -> None:
+    torch.empty(1 << 55)
+
+
+def lists(model: nn.Module) -> None:
+    bytearray(1 << 55)
+
+
+def exits(model: nn.Module) -> None:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "tries", "reason"),
+    [
+        (hangs, 1, r"longer than the 15 s that a trial may take at .*py:\d+ in hangs\. .*`Workers\.trial_timeout_s`"),
+        (hangs_inside, 1, r"longer than the 15 s that a trial may take at .*py:\d+ in"),
+        (aborts, 2, r"its worker was lost 2 times .*: Aborted at .*py:\d+ in aborts"),
+        (reads_nowhere, 2, r"its worker was lost 2 times .*: Segmentation fault at .*py:\d+ in reads_nowhere"),
+        (is_killed, 2, r"its worker was lost 2 times .*: it was killed without a word: .*`max_concurrent_trials`"),
+        (allocates, 1, r"can't allocate memory: .*Memory ran out: lower `max_concurrent_trials`"),
+        (lists, 1, r"MemoryError.*Memory ran out: lower `max_concurrent_trials`"),
+        (exits, 1, r"SystemExit: 3"),
+    ],
+)
+def test_a_fault_costs_its_trial_only(
+    cluster: None, tmp_path: Path, fault: Callable[[nn.Module], object], tries: int, reason: str
+) -> None:
+    result = raysq.tune(
+        mlp(),
+        [X],
+        nth(tmp_path, 2, fault),
+        max_trials=4,
+        storage_path=tmp_path,
+        name="run",
+        workers=raysq.Workers(trial_timeout_s=15),
+        **OPTIONS,
+    )
+
+    assert [t.status for t in result.trials] == [Status.FINISHED, Status.FAILED, Status.FINISHED, Status.FINISHED]
+    assert re.search(reason, result.trials[1].reason.replace("\n", " ")), result.trials[1].reason
+    assert [t.trial for t in result.trials] == list(range(4))
+    assert [entry.record for entry in journal.read(journal_of(tmp_path))[1]] == list(result.trials)
+    assert len(workers_of(tmp_path)) == tries
+    if fault not in (allocates, lists, exits):  # these are exceptions: their worker goes on
+        wait_for(lambda: not any(map(alive, workers_of(tmp_path))))
+        assert not any(map(alive, workers_of(tmp_path)))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_nobody_waits_for_a_trial_that_hangs_longer_than_it_may(cluster: None, tmp_path: Path) -> None:
+    driver = os.getpid()
+
+    def eval_fn(model: nn.Module) -> float:
+        if os.getpid() != driver:
+            try:
+                (tmp_path / "first").open("x").close()
+            except FileExistsError:
+                return 1.0
+            hangs_inside(model)
+        return 1.0
+
+    result = raysq.tune(
+        mlp(),
+        [X],
+        eval_fn,
+        max_trials=5,
+        storage_path=tmp_path,
+        name="run",
+        workers=raysq.Workers(trial_timeout_s=20),
+        **{**OPTIONS, "max_concurrent_trials": 2},
+    )
+
+    failed = [t for t in result.trials if t.status is Status.FAILED]
+    assert len(failed) == 1 and "longer than the 20 s" in failed[0].reason  # that the others wait for it isn't counted
+    assert all(t.stage is Stage.TIMED for t in result.trials if t not in failed)
+
+
+# --- the disk is full ---
+
+
+def test_a_full_disk_ends_the_search_and_what_was_finished_is_resumed(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = journal.Journal.append
+
+    def full(self: journal.Journal, entry: Entry) -> None:
+        if self.path.read_bytes().count(b"\n") > 2:
+            with open("/dev/full", "rb+", buffering=0) as device:
+                append(journal.Journal(self.path, device), entry)
+        append(self, entry)
+
+    run = {"max_trials": 4, **OPTIONS}
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", full)
+        with pytest.raises(StorageError, match="No space left .* make room, then go on with `resume="):
+            raysq.tune(mlp(), [X], one, storage_path=tmp_path, name="run", **run)
+    done = [entry.record for entry in journal.read(journal_of(tmp_path))[1]]
+    result = raysq.tune(mlp(), [X], one, resume=tmp_path / "run", **run)
+
+    assert len(done) == 2
+    assert list(result.trials[:2]) == done
+    assert [t.trial for t in result.trials] == list(range(4))
 
 
 # --- the driver is killed ---

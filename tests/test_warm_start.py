@@ -12,12 +12,13 @@ from simulation import CAPABILITIES, Simulation, make_call, make_graph
 from raysq.errors import OptionError, RecipeError, ResumeError
 from raysq.goal import Goal
 from raysq.graph import OpType
-from raysq.journal import Entry, Header, Journal, WarmStart
+from raysq.journal import Journal
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, TrialRecord
+from raysq.run import Entry, Header, WarmStart
 from raysq.space import SearchSpace, build_space
 from raysq.tuning.records import record
-from raysq.warm_start import MOST, Run, gather, read
+from raysq.warm_start import MOST, EarlierRun, gather, read
 
 SIM = Simulation()
 SPACE = SIM.space()
@@ -50,7 +51,7 @@ def begun(
     goal: Goal = SIM.goal,
 ) -> WarmStart:
     """Return what the run of HEADER takes from another."""
-    return gather([Run(Path("earlier"), header, entries)], HEADER, environment, space, goal).warm_start
+    return gather([EarlierRun(Path("earlier"), header, entries)], HEADER, environment, space, goal).warm_start
 
 
 def digests(recipes: Any) -> list[str]:
@@ -112,7 +113,7 @@ def test_a_run_of_something_else_gives_its_best_recipes(change: dict[str, Any]) 
 
 def test_a_run_is_measured_against_the_fp32_form_of_what_it_starts_from_if_that_is_as_fast() -> None:
     other = replace(HEADER.baseline, form="jit", forms_ms={"ipex": 5.2, "jit": 5.0}, size_bytes=7)
-    earlier = Run(Path("earlier"), replace(HEADER, baseline=replace(HEADER.baseline, size_bytes=9)), ENTRIES)
+    earlier = EarlierRun(Path("earlier"), replace(HEADER, baseline=replace(HEADER.baseline, size_bytes=9)), ENTRIES)
     same = gather([earlier], replace(HEADER, baseline=other), HERE, SPACE, SIM.goal)
     assert (same.baseline.form, same.baseline.latency_ms, same.baseline.size_bytes) == ("ipex", 5.2, 9)
     assert len(same.warm_start.entries) == len(ENTRIES)
@@ -177,7 +178,7 @@ def test_what_the_goal_of_this_run_counts_decides(goal: Goal, found: set[tuple[f
     header = replace(HEADER, baseline=replace(HEADER.baseline, metrics={"accuracy": 0.9, "f1": 0.8}))
     changes = [{"metrics": {"accuracy": t.accuracy, "f1": 0.5}, "memory_ratio": None} for t in TRIALS]
     entries = [replace(e, record=replace(e.record, **c)) for e, c in zip(ENTRIES, changes, strict=True)]
-    start = gather([Run(Path("earlier"), header, tuple(entries))], header, HERE, SPACE, goal).warm_start
+    start = gather([EarlierRun(Path("earlier"), header, tuple(entries))], header, HERE, SPACE, goal).warm_start
     assert {(entry.record.accuracy, entry.record.feasible) for entry in start.entries} == found
     assert begun(goal=Goal(0.01, metric="f1")).entries == ()  # where it wasn't kept, all is measured anew
 
@@ -198,7 +199,7 @@ def test_a_trial_that_failed_is_no_result() -> None:
 def test_several_sources_add_up() -> None:
     other = replace(HEADER, backend="reference")
     recipe = SPACE.recipe({"linear": "float"})
-    sources = [recipe, Run(Path("a"), HEADER, ENTRIES[:3]), Run(Path("b"), other, ENTRIES[1:6])]
+    sources = [recipe, EarlierRun(Path("a"), HEADER, ENTRIES[:3]), EarlierRun(Path("b"), other, ENTRIES[1:6])]
     start = gather(sources, HEADER, HERE, SPACE, SIM.goal).warm_start
     assert len(start.entries) == 3
     assert start.recipes[0] == recipe
@@ -224,7 +225,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_is_read_by_its_directory_or_journal(run: Path) -> None:
     journal = run / "journal.jsonl"
-    assert read(run) == read(str(run)) == read(journal) == (Run(journal, HEADER, ENTRIES),)
+    assert read(run) == read(str(run)) == read(journal) == (EarlierRun(journal, HEADER, ENTRIES),)
 
 
 def test_recipes_are_read_from_files_directories_and_as_they_are(tmp_path: Path) -> None:
@@ -254,8 +255,8 @@ def test_what_a_run_was_spared_it_passes_on(tmp_path: Path) -> None:
         ("journal.jsonl", "", ResumeError, "holds no header"),
         ("journal.jsonl", "{\n", ResumeError, "line 1 is damaged"),
         ("journal.jsonl", '{"schema": 1}\n', ResumeError, "line 1 is not what raysq wrote"),
-        ("recipe.json", "{", RecipeError, "recipe.json holds no recipe"),
-        ("recipe.json", '{"inputs": []}', RecipeError, "recipe.json holds no recipe.*'inputs'"),
+        ("recipe.json", "{", RecipeError, "recipe.json must hold a recipe"),
+        ("recipe.json", '{"inputs": []}', RecipeError, "recipe.json must hold a recipe.*'inputs'"),
         ("model.pt", "\x00", ResumeError, "model.pt holds no header"),
     ],
 )

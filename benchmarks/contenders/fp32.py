@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from contenders.base import Task, TorchModel, Tuned, accuracy, versions
+from contenders.base import Task, Tuned, accuracy, versions
+from contenders.raysq_tune import RaysqModel
 
 import raysq
 from raysq import baseline
 from raysq.kernels import base
-from raysq.options import Latency
+from raysq.latency import Latency
 
 
 class Peer:
@@ -36,6 +37,6 @@ class Peer:
             versions=versions("torch"),
         )
 
-    def load(self, task: Task, directory: Path) -> TorchModel:
+    def load(self, task: Task, directory: Path) -> RaysqModel:
         """Read the model."""
-        return TorchModel(raysq.load(directory))
+        return RaysqModel(raysq.load(directory))

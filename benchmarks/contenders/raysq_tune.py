@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from contenders.base import Inputs, Task, TorchModel, Tuned, accuracy, versions
 from ray import tune
 
 import raysq
+from raysq.deployed import Deployed
 from raysq.errors import NoFeasibleRecipe
 from raysq.tuning.runner import session
 
@@ -48,6 +49,18 @@ class Clock(tune.Callback):
     def worker_s(self) -> float:
         """Seconds that the first worker took; 0 where there was none."""
         return 0.0 if math.isnan(self.first_worker) else self.first_worker - self.began
+
+
+class RaysqModel(TorchModel):
+    """An artifact of raysq's as a loaded model."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__(deployed)
+        self._deployed = deployed
+
+    def bound(self, *inputs: torch.Tensor) -> Callable[[], object]:
+        """Return a run whose inputs are bound."""
+        return self._deployed.bound(*inputs)
 
 
 @dataclass(frozen=True)
@@ -103,9 +116,9 @@ class Peer:
             verbose=0,
         )
 
-    def load(self, task: Task, directory: Path) -> TorchModel:
+    def load(self, task: Task, directory: Path) -> RaysqModel:
         """Read the model."""
-        return TorchModel(raysq.load(directory))
+        return RaysqModel(raysq.load(directory))
 
 
 def _score(model: torch.nn.Module, items: Sequence[tuple[Inputs, torch.Tensor]]) -> float:

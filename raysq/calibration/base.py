@@ -42,7 +42,7 @@ class Calibrator(ABC):
         Raises:
             RecipeError: this algorithm is for activations only.
         """
-        raise RecipeError(f"algorithm {self} picks ranges of activations; for weights use 'minmax' or 'mse'.")
+        raise RecipeError(f"algorithm {self} picks ranges of activations; weights take 'minmax' or 'mse'.")
 
     def __str__(self) -> str:
         return self.name

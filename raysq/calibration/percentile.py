@@ -62,6 +62,6 @@ def quantile(histogram: Histogram, share: float) -> float:
     """Return the value below which this share of the counted ones lies, evenly spread within each bin."""
     upto = np.cumsum(histogram.counts)
     target = share * upto[-1]
-    place = min(int(np.searchsorted(upto, target)), len(upto) - 1)
+    place = int(np.searchsorted(upto, target))
     into = 1 - (upto[place] - target) / max(histogram.counts[place], 1)
     return float((histogram.first + place + into) * histogram.width)

@@ -14,19 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from raysq import entry
+from raysq import listed_op, listed_plans
 from raysq.arithmetic import QParams
 from raysq.autotuning import autotune
-from raysq.entry import GRIDS, Entry
+from raysq.calibration_data import arguments
+from raysq.capabilities import Capabilities
 from raysq.errors import CalibrationError, OptionError, RecipeError
 from raysq.graph import Call
 from raysq.inspection import deployable
 from raysq.kernels import base, ipex
-from raysq.kernels.base import Capabilities, Source
+from raysq.listed_op import ListedOp
+from raysq.listed_plans import GRIDS
 from raysq.observation import observe
 from raysq.plan import CallPlan, Planner
-from raysq.prepared import as_call
 from raysq.recipe import FP32, Approach, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig
+from raysq.source import Source
 
 __all__ = ["QuantConf", "autotune", "calibrate", "convert"]
 
@@ -71,7 +73,7 @@ class QuantConf:
         self._batches: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[ListedOp, ...]:
         """An entry for each op, in execution order; one pass over the collected inputs finds their ranges.
 
         Raises:
@@ -93,7 +95,7 @@ class QuantConf:
             CalibrationError: nothing was calibrated.
             StorageError: the path can't be written.
         """
-        entry.write(configure_file, self.entries)
+        listed_op.write(configure_file, self.entries)
 
     def add(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Take the inputs of one more call of the model.
@@ -122,7 +124,8 @@ def calibrate(conf: QuantConf) -> Iterator[None]:
         CalibrationError: no model was called, or another one than before.
 
     Example:
-        >>> for x in loader:  # doctest: +SKIP
+        >>> conf = QuantConf()
+        >>> for x in batches:  # doctest: +SKIP
         ...     with calibrate(conf):
         ...         model(x)
     """
@@ -156,7 +159,7 @@ def calibrate(conf: QuantConf) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
     if not calls:
-        raise CalibrationError("no model was called inside of `calibrate`: nothing to collect.")
+        raise CalibrationError("no model was called inside of `calibrate`, and one must be.")
 
 
 def convert(model: nn.Module, conf: QuantConf | None = None, inputs: Any = None) -> nn.Module:
@@ -180,11 +183,11 @@ def convert(model: nn.Module, conf: QuantConf | None = None, inputs: Any = None)
     if conf is None:
         converted: nn.Module = ipex.extension().quantization.convert(model)
         return converted
-    args, kwargs = as_call(inputs)
+    args, kwargs = arguments(inputs)
     copied, graph = deployable(model, args, kwargs)
     engine = base.available(ON_TORCHSCRIPT)
     source = Source(copied, graph, None, args, kwargs)
-    plans = entry.plans(entry.matched(conf.entries, graph), source.planner)
+    plans = listed_plans.plans(listed_plans.matched(conf.entries, graph), source.planner)
     plans = {name: _runnable(graph[name], plan, engine.capabilities()) for name, plan in plans.items()}
     recipe = Recipe({name: plan.config for name, plan in plans.items()})
     built = engine.build(_Planned(copied, graph, None, args, kwargs, plans=plans), recipe)
@@ -220,26 +223,26 @@ class _Planned(Source):
         return _Fixed(self)
 
 
-def _read(path: str | Path) -> tuple[Entry, ...]:
-    listed = entry.read(path)
+def _read(path: str | Path) -> tuple[ListedOp, ...]:
+    listed = listed_op.read(path)
     if not isinstance(listed, list):
         raise RecipeError(
-            f"{path} is not a list of ops, as `QuantConf.save` writes it. IPEX 2.x's own form is read by its "
+            f"{path} must hold a list of ops, as `QuantConf.save` writes it. IPEX 2.x's own form is read by its "
             "`load_qconf_summary`, and by `raysq.recipe_from_ipex`."
         )
-    return tuple(Entry.from_dict(item) for item in listed)
+    return tuple(ListedOp.from_dict(item) for item in listed)
 
 
 def _calibrated(
     model: nn.Module, batches: list[tuple[tuple[Any, ...], Mapping[str, Any]]], scheme: Scheme
-) -> tuple[Entry, ...]:
+) -> tuple[ListedOp, ...]:
     args, kwargs = batches[0]
     copied, graph = deployable(model, args, kwargs)
     stats = observe(copied, graph, batches)
     capabilities = base.available(ON_TORCHSCRIPT).capabilities()
     source = Source(copied, graph, stats, args, kwargs)
     recipe = Recipe({call.name: _config(call, scheme, capabilities) for call in graph.calls})
-    return tuple(entry.describe(graph, source.planner.plan(recipe), stats).values())
+    return tuple(listed_plans.listed(graph, source.planner.plan(recipe), stats).values())
 
 
 def _config(call: Call, scheme: Scheme, capabilities: Capabilities) -> OpConfig:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
+    from raysq.source import Source
 
 __all__ = ["Sensitivity", "measurable", "rank"]
 

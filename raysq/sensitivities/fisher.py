@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from raysq.errors import OptionError
+from raysq.checks import check_whole
 from raysq.intercept import Operands, Site
 from raysq.layer import TINY
-from raysq.options import is_whole
 from raysq.sensitivities.base import measurable
 from raysq.sensitivities.loss import Loss, check_labels, check_loss, differentiable, gradients, loss_of
 from raysq.sensitivities.simulation import SimulatedModel, kept_items
-from raysq.structure import describe
+from raysq.structure import output_tensors
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
+    from raysq.source import Source
 
 __all__ = ["Fisher"]
 
@@ -52,8 +51,7 @@ class Fisher:
     def __post_init__(self) -> None:
         if self.loss is not None:
             check_loss(self.loss)
-        if not is_whole(self.seed) or self.seed < 0:
-            raise OptionError(f"`seed` must be a whole number of at least 0, got {self.seed!r}.")
+        check_whole("seed", self.seed, 0)
 
     def scores(
         self, source: Source, recipe: Recipe, calls: Sequence[str] | None = None, floats: Collection[str] = ()
@@ -114,8 +112,7 @@ def _first(result: Any) -> tuple[Tensor, tuple[Any, ...]]:
 
 def _signed_sum(output: Any, random: torch.Generator) -> Tensor:
     """Return the sum of the finite outputs under random signs, over the root of their squared sum."""
-    leaves = describe(output, "the model's output", omit=True)[0]
-    values = torch.cat([t[t.isfinite()].flatten() for t in leaves if t.is_floating_point()])
+    values = torch.cat([t[t.isfinite()].flatten() for t in output_tensors(output) if t.is_floating_point()])
     signs = torch.randint(0, 2, values.shape, generator=random) * 2.0 - 1.0
     total: Tensor = (values * signs).sum() / values.detach().norm().clamp_min(TINY)
     return total

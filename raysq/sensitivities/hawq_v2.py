@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raysq.checks import check_whole
 from raysq.errors import OptionError
+from raysq.insertion import Insertion
 from raysq.intercept import Operands, Site
-from raysq.kernels.insertion import Insertion
-from raysq.options import is_whole
 from raysq.sensitivities.base import measurable
 from raysq.sensitivities.loss import Loss, check_labels, check_loss, differentiable, gradients, loss_of
 from raysq.sensitivities.simulation import SimulatedModel, kept_items
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
+    from raysq.source import Source
     from raysq.stats import Item
 
 __all__ = ["HAWQv2"]
@@ -65,9 +65,8 @@ class HAWQv2:
                 "`method_kwargs={'loss': torch.nn.functional.cross_entropy}`."
             )
         check_loss(self.loss)
-        for name, least in (("max_passes", 1), ("seed", 0)):
-            if not is_whole(getattr(self, name)) or getattr(self, name) < least:
-                raise OptionError(f"`{name}` must be a whole number of at least {least}, got {getattr(self, name)!r}.")
+        check_whole("max_passes", self.max_passes, 1)
+        check_whole("seed", self.seed, 0)
         if isinstance(self.tolerance, bool | str) or not 0 <= self.tolerance < 1:
             raise OptionError(f"`tolerance` must lie in [0, 1), got {self.tolerance!r}.")
 

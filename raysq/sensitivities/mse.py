@@ -15,14 +15,13 @@ from raysq.calibration.mse import expected_error
 from raysq.graph import OpType
 from raysq.layer import TINY, fields, noise_to_signal, outputs, rounded, tensor
 from raysq.recipe import Approach
-from raysq.smoothquant.rescaled import parameters_of
-from raysq.weight import channel_axis, weight_of, weight_params
+from raysq.weight import channel_axis, parameters_of, weight_of, weight_params
 
 if TYPE_CHECKING:
     from raysq.graph import Call, ModelGraph
     from raysq.histogram import Histogram
-    from raysq.kernels.base import Source
     from raysq.recipe import OpConfig, Recipe
+    from raysq.source import Source
     from raysq.stats import CalibrationStats, TensorStats
 
 __all__ = ["MSE", "relative_errors"]

@@ -6,14 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from raysq.errors import OptionError
-from raysq.options import is_whole
+from raysq.checks import check_whole
 from raysq.sensitivities.base import measurable
 from raysq.sensitivities.simulation import SimulatedModel, kept_items
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
+    from raysq.source import Source
 
 __all__ = ["MSEv2"]
 
@@ -41,10 +40,7 @@ class MSEv2:
     confidence_batches: int = 2
 
     def __post_init__(self) -> None:
-        if not is_whole(self.confidence_batches) or self.confidence_batches < 1:
-            raise OptionError(
-                f"`confidence_batches` must be a whole number of at least 1, got {self.confidence_batches!r}."
-            )
+        check_whole("confidence_batches", self.confidence_batches, 1)
 
     def scores(
         self, source: Source, recipe: Recipe, calls: Sequence[str] | None = None, floats: Collection[str] = ()

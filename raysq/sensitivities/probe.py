@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from raysq.errors import OptionError
+from raysq.checks import check_whole
 from raysq.layer import TINY
-from raysq.options import is_whole
 from raysq.sensitivities.base import measurable
 from raysq.sensitivities.simulation import SimulatedModel, kept_items
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
+    from raysq.source import Source
 
 __all__ = ["Probe"]
 
@@ -41,8 +40,7 @@ class Probe:
     items: int = 8
 
     def __post_init__(self) -> None:
-        if not is_whole(self.items) or self.items < 1:
-            raise OptionError(f"`items` must be a whole number of at least 1, got {self.items!r}.")
+        check_whole("items", self.items, 1)
 
     def scores(
         self, source: Source, recipe: Recipe, calls: Sequence[str] | None = None, floats: Collection[str] = ()

@@ -14,17 +14,17 @@ from torch.utils._pytree import tree_map
 
 from raysq.arithmetic import QParams
 from raysq.errors import CalibrationError
+from raysq.insertion import Insertion
 from raysq.intercept import Interceptor, Operands, Site
-from raysq.kernels.insertion import Insertion
-from raysq.kernels.reference import Numerics
 from raysq.layer import TINY
 from raysq.recipe import FP32, TensorConfig
-from raysq.structure import describe
+from raysq.simulated import Simulated
+from raysq.structure import output_tensors
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.plan import CallPlan
     from raysq.recipe import Recipe
+    from raysq.source import Source
     from raysq.stats import Item
 
 __all__ = ["SimulatedModel", "kept_items", "to_tensors"]
@@ -119,15 +119,15 @@ class SimulatedModel:
 
     def _outputs(self, item: Item, floats: Collection[str]) -> list[Tensor]:
         with torch.no_grad():
-            outputs = describe(self.run(item, self.insertion(floats)), "the model's output", omit=True)[0]
+            outputs = output_tensors(self.run(item, self.insertion(floats)))
         return [t for t in outputs if t.is_floating_point()]
 
 
 class _RoundsOnce:
-    """The reference's numerics, that remembers weights: they are the same whatever the other calls run in."""
+    """The simulation's numerics, that remembers weights: they are the same whatever the other calls run in."""
 
     def __init__(self) -> None:
-        self._numerics = Numerics()
+        self._numerics = Simulated()
         self._weights: dict[tuple[int, int], tuple[Tensor, QParams, Tensor]] = {}
 
     def activation(self, x: Tensor, params: QParams) -> Tensor:

@@ -20,18 +20,18 @@ from torch import Tensor
 from raysq.arithmetic import QParams, qparams
 from raysq.errors import RecipeError
 from raysq.layer import TINY, fields, grouped, matrix, rounded, tensor, unmatrix
-from raysq.options import SharedCriterion, Smoothing
 from raysq.recipe import Granularity
+from raysq.smoothing import SharedCriterion, Smoothing
 from raysq.smoothquant.blockwise import refined_alphas
-from raysq.smoothquant.rescaled import divided, parameters_of
+from raysq.smoothquant.rescaled import divided
 from raysq.smoothquant.scales import largest_activations, largest_weights, smoothing_scales
-from raysq.weight import channel_axis, weight_of
+from raysq.weight import channel_axis, parameters_of, weight_of
 
 if TYPE_CHECKING:
     from raysq.graph import Call, ModelGraph
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe, TensorConfig
     from raysq.smoothquant.groups import Group
+    from raysq.source import Source
 
 __all__ = ["advised_alphas", "smoothable", "tuned_alphas"]
 

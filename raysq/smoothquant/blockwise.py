@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from raysq.intercept import Interceptor
-from raysq.kernels.insertion import Insertion
-from raysq.kernels.reference import Numerics
 from raysq.layer import TINY
 from raysq.recipe import Recipe
+from raysq.simulated import simulating
 from raysq.smoothquant.rescaled import scaled_by
+from raysq.structure import tensors_in
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.plan import CallPlan
+    from raysq.source import Source
 
 __all__ = ["refined_alphas"]
 
@@ -98,10 +97,8 @@ class _Block:
         block = source.model.get_submodule(self._path)
         outputs: list[Tensor] = []
         for args, kwargs in self.inputs:
-            insertion: Callable[..., Any] = Insertion(plans, Numerics())
-            with torch.no_grad(), Interceptor(source.model, insertion, out_of_place=source.graph.out_of_place):
-                leaves = tree_leaves(block(*args, **kwargs))
-            outputs += [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+            with torch.no_grad(), simulating(source, plans):
+                outputs += [t for t in tensors_in(block(*args, **kwargs)) if t.is_floating_point()]
         return outputs
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from raysq.graph import OpType, activation_axis
+from raysq.graph import activation_axis
 
 if TYPE_CHECKING:
     from raysq.graph import Call, ModelGraph, Node
@@ -72,7 +72,7 @@ def find_groups(graph: ModelGraph) -> dict[str, Group]:
     groups: dict[str, Group] = {}
     grouped: set[str] = set()
     for call in graph.calls:
-        if call.name in grouped or not _has_matrix(call) or not graph.node_of[call.name].inputs:
+        if call.name in grouped or not call.op.has_matrix or not graph.node_of[call.name].inputs:
             continue
         for group in (_absorbed(graph, call), _computed(graph, call)):
             if group is not None and grouped.isdisjoint(group.calls) and _may_change(graph, group):
@@ -135,7 +135,7 @@ class _Stream:
         elif maker.function in PRODUCTS and len(maker.inputs) == 2:
             self.products.append(maker)
             if not any(v in self.axes for v in maker.inputs):
-                factor = self._factor(maker, value, axis)
+                factor = self._factor(maker)
                 yield factor, self._moved(maker, value, axis, factor)
         elif _is_homogeneous(maker):
             yield maker.inputs[0], self._moved(maker, value, axis, maker.inputs[0])
@@ -144,7 +144,7 @@ class _Stream:
 
     def _down(self, reader: Node, value: int, axis: int) -> Iterator[tuple[int, int]]:
         call = None if reader.call is None else self.graph[reader.call]
-        if call is not None and _has_matrix(call):
+        if call is not None and call.op.has_matrix:
             if reader.inputs[0] != value or value in reader.inputs[1:] or axis != _matrix_axis(call):
                 raise _InexactError
             self.calls[call.name] = None
@@ -160,7 +160,7 @@ class _Stream:
         vectors = tuple(n for n, shape in trained.items() if math.prod(shape) == self.channels)
         last = len(maker.shapes[0]) - 1
         call = None if maker.call is None else self.graph[maker.call]
-        if call is not None and _has_matrix(call):
+        if call is not None and call.op.has_matrix:
             bias = tuple(name for name in vectors if name != call.weight)
             if call.weight is None or len(maker.inputs) != 1 or axis != _matrix_axis(call):
                 raise _InexactError
@@ -181,13 +181,13 @@ class _Stream:
             return Producer(None, vectors) if place >= 0 and shape[place] == self.channels else None
         return None
 
-    def _factor(self, product: Node, value: int, axis: int) -> int:
+    def _factor(self, product: Node) -> int:
         """Return the factor of a product that is divided in its place: the last that a weight makes."""
         for factor in reversed(product.inputs):
             maker = self.graph.makers.get(factor)
             while maker is not None and _is_homogeneous(maker):
                 maker = self.graph.makers.get(maker.inputs[0])
-            if maker is not None and maker.call is not None and _has_matrix(self.graph[maker.call]):
+            if maker is not None and maker.call is not None and self.graph[maker.call].op.has_matrix:
                 return factor
         raise _InexactError
 
@@ -254,7 +254,7 @@ def _computed(graph: ModelGraph, call: Call) -> Group | None:
     dimensions = len(first.input_shapes[first.tensors.index(call.tensors[0])])
     if activation_axis(first.op, dimensions) % dimensions != _matrix_axis(call):
         return None
-    alike = (c for c in graph.calls if _has_matrix(c) and c.tensors == call.tensors)
+    alike = (c for c in graph.calls if c.op.has_matrix and c.tensors == call.tensors)
     calls = tuple(c.name for c in alike if _matrix_axis(c) == _matrix_axis(call))
     return Group(call.tensors[0], call.input_shapes[0][_matrix_axis(call)], call.tensors, calls)
 
@@ -308,10 +308,6 @@ def _is_homogeneous(node: Node) -> bool:
     if node.function in PRODUCTS:
         return not node.parameters  # by a number
     return node.function in (*ELEMENTWISE, *SHAPES, *POOLS, "interpolate")
-
-
-def _has_matrix(call: Call) -> bool:
-    return call.op.is_conv or call.op is OpType.LINEAR
 
 
 def _matrix_axis(call: Call) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
@@ -13,23 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raysq.copies import shared_copy
 from raysq.errors import RecipeError, unknown
 from raysq.histogram import HistogramBuilder
 from raysq.inspection import ROUNDING, same_outputs
-from raysq.intercept import Interceptor
-from raysq.kernels.insertion import Insertion
-from raysq.kernels.reference import Numerics
 from raysq.recipe import Recipe, Transform
+from raysq.simulated import simulating
 from raysq.smoothquant.scales import equalization_scales, largest_activations, largest_weights, smoothing_scales
-from raysq.structure import describe
-from raysq.weight import weight_of
+from raysq.structure import output_tensors
+from raysq.weight import parameters_of, weight_of
 
 if TYPE_CHECKING:
     from raysq.graph import Call
-    from raysq.kernels.base import Source
+    from raysq.source import Source
     from raysq.stats import CalibrationStats, TensorStats
 
-__all__ = ["divided", "parameters_of", "rescaled", "scaled_by", "under"]
+__all__ = ["divided", "rescaled", "scaled_by", "under"]
 
 log = logging.getLogger("raysq")
 
@@ -145,8 +143,7 @@ def _distinct(calls: Iterable[str], source: Source) -> list[Call]:
 
 def _scale(weight: Vector, call: Call, vector: Vector, axis: int) -> None:
     """Multiply the input (axis 1) or output (axis 0) channels of a call's weight in place."""
-    transposed = call.op.value.startswith("conv_transpose")  # its weight is (in, out/groups, *kernel)
-    along = axis != transposed
+    along = axis != call.op.is_transposed
     size = len(weight) // call.groups
     for number, factors in enumerate(vector.reshape(call.groups, -1)):
         part = weight[number * size : (number + 1) * size]
@@ -169,7 +166,7 @@ def _all_divided(
 
 def divided(stats: TensorStats, vector: Vector) -> TensorStats:
     """Return the statistics of a divided activation: exact per channel, the histogram that of the sampled rows."""
-    rows = stats.rows / vector.reshape(1, -1, *[1] * (stats.rows.ndim - 2))
+    rows = stats.rows / vector.reshape(-1, *[1] * (stats.rows.ndim - 2))
     new = replace(
         stats,
         channel_min=stats.channel_min / vector,
@@ -191,11 +188,6 @@ def divided(stats: TensorStats, vector: Vector) -> TensorStats:
     )
 
 
-def parameters_of(model: nn.Module) -> dict[str, Vector]:
-    """Return every parameter by each of its names."""
-    return {name: p.detach().numpy() for name, p in model.named_parameters(remove_duplicate=False)}
-
-
 def _with(model: nn.Module, changed: Mapping[str, Vector], read: Set[str]) -> nn.Module:
     """Return a copy that has other values for some parameters and shares everything else.
 
@@ -206,8 +198,7 @@ def _with(model: nn.Module, changed: Mapping[str, Vector], read: Set[str]) -> nn
     for name, parameter in tuple(new.items()):
         tied = (other for other in named if named[other] is named[name] and other not in read)
         new.update((other, parameter) for other in tied if other not in changed)
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, shared)
+    model = shared_copy(model)
     for name, parameter in new.items():
         path, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(path), attribute, parameter)
@@ -221,7 +212,6 @@ def _is_exact(source: Source, scaled: Source) -> bool:
 
 
 def _outputs(source: Source) -> list[Tensor]:
-    insertion = Insertion(source.planner.plan(Recipe({})), Numerics())
-    with torch.no_grad(), Interceptor(source.model, insertion, out_of_place=source.graph.out_of_place):
+    with torch.no_grad(), simulating(source, source.planner.plan(Recipe({}))):
         result = source.model(*source.args, **source.kwargs)
-    return [t.detach() for t in describe(result, "the model's output", omit=True)[0]]
+    return [t.detach() for t in output_tensors(result)]

@@ -111,7 +111,7 @@ def _magnitudes(call: Call, weights: Mapping[str, Vector]) -> Vector:
     """Return the largest magnitude over the kernel, (groups, outputs, inputs)."""
     weight = np.abs(weight_of(call, weights[str(call.weight)]))
     flat = weight.reshape(*weight.shape[:2], -1).max(axis=2)
-    if call.op.value.startswith("conv_transpose"):
+    if call.op.is_transposed:
         return np.asarray(flat.reshape(call.groups, -1, flat.shape[1]).swapaxes(1, 2))
     return np.asarray(flat.reshape(call.groups, -1, flat.shape[1]))
 

@@ -77,7 +77,9 @@ def _check(kind: type[Strategy], arguments: Mapping[str, Any]) -> None:
         owners = [other.name for other in ALL if key in _parameters(other)]
         owners += ["sigopt"] if key in inc_names.SIGOPT_ARGUMENTS else []
         if owners:
-            raise OptionError(f"strategy {kind.name!r} does not use {key!r}; it is an argument of {', '.join(owners)}.")
+            raise OptionError(
+                f"strategy {kind.name!r} does not use {key!r}: leave it out. It is an argument of {', '.join(owners)}."
+            )
         if not known:
             raise OptionError(f"strategy {kind.name!r} takes no arguments, got {key!r}.")
         raise OptionError(unknown(f"argument of strategy {kind.name!r}:", key, known))

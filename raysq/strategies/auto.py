@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from raysq.description import family
 from raysq.errors import CalibrationError, ModelError
+from raysq.features import Per
 from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import MSE, Fisher
 from raysq.strategies.base import BARRIER, History, Proposal, Steps, Strategy
@@ -256,7 +257,7 @@ class Auto(Strategy):
     def _refine(self, history: History) -> Steps:
         """Yield what TPE suggests, which knows all trials that the space can express."""
         space = self.space
-        if history.best is not None and not space.by_call:
+        if history.best is not None and space.per is not Per.CALL:
             floats = self._float_calls(history.best.recipe)[::-1]
             if floats:
                 ranking = next(iter(rankings(space).values()))

@@ -21,9 +21,9 @@ from raysq.space import SearchSpace
 from raysq.tuning.records import record
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.op_times import OpTimes
     from raysq.sensitivities import Sensitivity
+    from raysq.source import Source
 
 __all__ = ["BARRIER", "History", "Proposal", "Steps", "Strategy"]
 
@@ -99,8 +99,12 @@ class History(Sequence[TrialRecord]):
 
     @property
     def best(self) -> TrialRecord | None:
-        """The feasible record of the lowest cost, the earliest of equals; None if there is none."""
-        return min((r for r in self._records if r.feasible), key=self._cost, default=None)
+        """The feasible record of the lowest cost, the earliest of equals; None if there is none.
+
+        One whose latency is a prediction, from a node that doesn't time, is better than none, and than no other.
+        """
+        feasible = (r for r in self._records if r.feasible)
+        return min(feasible, key=lambda r: (r.ratio is None, self._cost(r)), default=None)
 
     @property
     def closest(self) -> TrialRecord | None:

@@ -66,7 +66,7 @@ def check_blocks(blocks: Blocks | None) -> None:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as exc:
-            raise OptionError(f"`blocks`: {pattern!r} is not a regular expression: {exc}.") from exc
+            raise OptionError(f"`blocks`: {pattern!r} must be a regular expression: {exc}.") from exc
 
 
 def each_block(

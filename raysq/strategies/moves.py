@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from raysq.calibration.minmax import MinMax
-from raysq.features import FEATURES, FLOAT_DTYPE, Value
+from raysq.features import FEATURES, FLOAT_DTYPE
 from raysq.recipe import Approach, Granularity, OpConfig, Precision, Recipe, Rounding
 from raysq.space import SearchSpace
 from raysq.transfer import within
@@ -17,9 +17,8 @@ __all__ = [
     "framework_default",
     "in_float",
     "in_int8",
-    "rankings",
     "other_values",
-    "with_choices",
+    "rankings",
     "with_feature",
 ]
 
@@ -80,11 +79,6 @@ def with_feature(
 
 def _agree(one: OpConfig, other: OpConfig, but: str) -> bool:
     return all(read(one) == read(other) for name, read in FEATURES.items() if name != but)
-
-
-def with_choices(space: SearchSpace, choices: Mapping[str, Value], recipe: Recipe) -> Recipe:
-    """Return the recipe that has these values of dimensions wherever they can be had, and else is nearest to this."""
-    return within(space.narrow(choices), recipe)
 
 
 def framework_default(space: SearchSpace) -> Recipe:

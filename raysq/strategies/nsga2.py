@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from optuna.samplers import NSGAIISampler
 
-from raysq.errors import OptionError
-from raysq.options import is_whole
+from raysq.checks import check_whole
 from raysq.strategies.sampled import ByOptuna
 
 __all__ = ["NSGA2"]
@@ -36,8 +35,7 @@ class NSGA2(ByOptuna):
     front: ClassVar[bool] = True
 
     def __init__(self, population_size: int = POPULATION) -> None:
-        if not is_whole(population_size) or population_size < 2:
-            raise OptionError(f"`population_size` must be a whole number of at least 2, got {population_size!r}.")
+        check_whole("population_size", population_size, 2)
         super().__init__(fallback=True)
         self.population_size = population_size
 

@@ -33,7 +33,9 @@ def load(name: str) -> type[Strategy] | None:
     try:
         kind = point.load()
     except (ImportError, AttributeError) as exc:
-        raise OptionError(f"strategy {name!r} of {_origin(point)} can't be imported: {exc}.") from exc
+        raise OptionError(
+            f"strategy {name!r} of {_origin(point)} can't be imported: {exc}. Install what it needs, or remove it."
+        ) from exc
     if not (isinstance(kind, type) and issubclass(kind, Strategy)):
         raise OptionError(
             f"strategy {name!r} of {_origin(point)} must be a class of raysq.strategies.Strategy, got {kind!r}."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from raysq.space import Dimension, SearchSpace, Value
+from raysq.features import Value
+from raysq.space import Dimension, SearchSpace
 from raysq.strategies.base import History, Proposal, Steps
 from raysq.strategies.sampled import Sampled
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from optuna.samplers import BaseSampler
 
+from raysq.checks import check_whole
 from raysq.errors import OptionError
-from raysq.options import is_whole
 from raysq.space import SearchSpace
 from raysq.strategies.base import History, Proposal, Steps, Strategy
 from raysq.strategies.following import follow, teach
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
 
-__all__ = ["STARTUP_TRIALS", "ByOptuna", "Modelled", "Sampled", "at_least_one"]
+__all__ = ["STARTUP_TRIALS", "ByOptuna", "Modelled", "Sampled"]
 
 STARTUP_TRIALS = 10  # Optuna's own default, for all its samplers
 
@@ -78,15 +78,5 @@ class Modelled(ByOptuna):
 
     def __init__(self, startup_trials: int = STARTUP_TRIALS, fallback: bool = False) -> None:
         super().__init__(fallback)
-        self.startup_trials = at_least_one("startup_trials", startup_trials)
-
-
-def at_least_one(name: str, value: Any) -> int:
-    """Return a number of trials.
-
-    Raises:
-        OptionError: it isn't a whole number of at least 1.
-    """
-    if not is_whole(value) or value < 1:
-        raise OptionError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    return int(value)
+        check_whole("startup_trials", startup_trials, 1)
+        self.startup_trials = startup_trials

@@ -12,7 +12,6 @@ from raysq.features import FEATURES
 from raysq.recipe import Approach, Recipe
 from raysq.space import SearchSpace
 from raysq.strategies.base import BARRIER, Barrier, History, Proposal
-from raysq.strategies.moves import with_choices
 from raysq.switches import free_switches
 from raysq.transfer import within
 
@@ -84,7 +83,7 @@ def dynamic(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:
     values = {name: choices for name, choices in space.choices.items() if _is_feature(space, name)}
     both = [name for name, choices in values.items() if name.endswith(".approach") and Approach.DYNAMIC in choices[1:]]
     if both:
-        yield Proposal(with_choices(space, dict.fromkeys(both, Approach.DYNAMIC.value), recipe), "dynamic")
+        yield Proposal(within(space.narrow(dict.fromkeys(both, Approach.DYNAMIC.value)), recipe), "dynamic")
 
 
 def all_switches(space: SearchSpace, recipe: Recipe) -> Iterator[Proposal]:

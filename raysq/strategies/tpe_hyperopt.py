@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from ray.tune.search.hyperopt import HyperOptSearch
 
+from raysq.checks import check_whole
 from raysq.errors import OptionError
 from raysq.space import SearchSpace
 from raysq.strategies.base import METRIC, History, Steps
 from raysq.strategies.following import follow, penalised
-from raysq.strategies.sampled import Sampled, at_least_one
+from raysq.strategies.sampled import Sampled
 from raysq.tuning.domains import domains
 
 __all__ = ["HyperOptTPE"]
@@ -44,7 +45,8 @@ class HyperOptTPE(Sampled):
         except ImportError as exc:
             raise OptionError("strategy 'tpe_hyperopt' needs hyperopt. Run `pip install 'raysq[hyperopt]'`.") from exc
         super().__init__(fallback)
-        self.n_initial = at_least_one("n_initial", n_initial)
+        check_whole("n_initial", n_initial, 1)
+        self.n_initial = n_initial
         self.gamma = gamma
 
     def sample(self, space: SearchSpace, history: History) -> Steps:

@@ -89,7 +89,7 @@ def insert_smoothquant_observers_(
         elif isinstance(module, nn.Linear):
             vars(module).setdefault(OBSERVER, None)
     if not inserted:
-        raise ModelError("the model has no Linear to observe, or `filter_fn` selects none.")
+        raise ModelError("the model must have a Linear to observe, and one that `filter_fn` selects.")
 
 
 class _Observer:

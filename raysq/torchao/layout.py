@@ -115,9 +115,11 @@ def _largest(reduce_range: bool) -> int:
 
 def _copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if not isinstance(target, SmoothQuantTensor) or not isinstance(source, SmoothQuantTensor):
-        raise ModelError("int8 and float weights can't be copied into each other; load_state_dict(..., assign=True).")
+        raise ModelError(
+            "int8 and float weights can't be copied into each other. Call load_state_dict(..., assign=True)."
+        )
     if target.__tensor_flatten__() != source.__tensor_flatten__():
-        raise ModelError("int8 weights of another kind can't be copied; load_state_dict(..., assign=True).")
+        raise ModelError("int8 weights of another kind can't be copied. Call load_state_dict(..., assign=True).")
     for name in target.__tensor_flatten__()[0]:
         getattr(target, name).copy_(getattr(source, name))
     forget(target.qdata)

@@ -16,13 +16,14 @@ from ray.tune.search import Searcher
 
 from raysq.errors import SpaceError
 from raysq.goal import Goal
-from raysq.journal import Entry, WarmStart
 from raysq.recipe import Recipe
 from raysq.result import Status, TrialRecord
+from raysq.run import Entry, WarmStart
 from raysq.space import SearchSpace, flatten
 from raysq.strategies.base import MAX_DUPLICATES, METRIC, History, Strategy
 from raysq.strategies.following import penalised, teach, tell
 from raysq.strategies.optuna_searcher import ConstrainedOptuna
+from raysq.tuning.capacity import Room
 from raysq.tuning.domains import domains
 from raysq.tuning.records import record, to_result
 
@@ -60,7 +61,8 @@ class Conductor(Searcher):
 
     A recipe that ran is answered from the history, and the searcher is asked again. Failed trials and NaN are told
     as errors. A searcher that knows nothing of accuracy sees infeasible trials behind all feasible ones. Configs
-    carry "label", "trial" (its number) and "seen" (how many trials had ended when it was suggested) beside the point.
+    carry "label", "trial" (its number) and "seen" (how many trials had ended when it was suggested) beside the point,
+    and "avoid", ids of nodes, where there are such.
 
     With a warm start, results of earlier runs are in the history from the beginning, and recipes of theirs run before
     the searcher is asked at all; strategies and `ConstrainedOptuna` learn both.
@@ -76,6 +78,7 @@ class Conductor(Searcher):
         max_trials: how many trials there will be at most, >= 1.
         stop_at_first: end at the first feasible recipe.
         warm_start: what earlier runs spare this one; the results don't count among the trials.
+        room: tells how many trials may run now, and where not; where none may, one waits for its slot.
 
     Raises:
         SpaceError: a foreign searcher for a space that holds a single recipe.
@@ -90,6 +93,7 @@ class Conductor(Searcher):
         *,
         stop_at_first: bool = False,
         warm_start: WarmStart = NOTHING,
+        room: Callable[[], Room] = lambda: Room(math.inf),
     ) -> None:
         super().__init__(metric=METRIC, mode="min")
         self.inner = inner
@@ -99,6 +103,7 @@ class Conductor(Searcher):
         self.history = History(goal)
         self.ended = ""
         self._goal = goal
+        self._room = room
         self._view: Callable[[TrialRecord], dict[str, Any]] = to_result
         if not isinstance(inner, Strategy | ConstrainedOptuna):
             if not space.dimensions:
@@ -114,7 +119,7 @@ class Conductor(Searcher):
         self._running: dict[str, _Running] = {}
         self._entries: list[Entry] = []
         self._repeating_at = -1  # length of the history when the inner searcher had nothing new
-        self._to_beat = math.inf  # the estimated cost of the last recipe that was better beyond doubt
+        self._to_beat = (True, math.inf)  # of the last recipe that was better beyond doubt: predicted, estimated cost
         self._improved_at = 0
         self._first = deque(warm_start.recipes)
         self._opening: set[str] = set()  # those of them that run
@@ -128,7 +133,10 @@ class Conductor(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Return a config that was not tried yet, None while the inner searcher waits, or FINISHED."""
+        """Return a config that was not tried yet, None while it waits for a slot or the inner searcher, or FINISHED."""
+        room = self._room()
+        if len(self._running) >= max(1, room.slots):
+            return None
         while self._ready and self.history.of(self._ready[0].point.recipe):
             self._ready.popleft()
         self.ended = self.ended or self._why_over()
@@ -153,7 +161,8 @@ class Conductor(Searcher):
             len(point.recipe.int8_calls),
             point.recipe.digest,
         )
-        return {**point.config, "label": point.label, "trial": running.trial, "seen": running.seen}
+        extra = {"label": point.label, "trial": running.trial, "seen": running.seen}
+        return {**point.config, **extra, **({"avoid": ",".join(room.avoid)} if room.avoid else {})}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep it back: searchers learn how trials end, so that a replay tells them the same."""
@@ -250,8 +259,9 @@ class Conductor(Searcher):
 
     def _remember(self, ended: TrialRecord) -> None:
         self.history.append(ended)
-        if ended.feasible and self._goal.cost(ended) < self._to_beat:
-            self._to_beat = self._goal.cost(ended.at(ended.latency_ratio))
+        predicted = ended.ratio is None
+        if ended.feasible and (predicted, self._goal.cost(ended)) < self._to_beat:
+            self._to_beat = predicted, self._goal.cost(ended.at(ended.latency_ratio))
             self._improved_at = len(self.history)
 
     def _teach(self, ended: TrialRecord) -> None:

@@ -93,7 +93,7 @@ def line(progress: Progress, record: TrialRecord) -> str:
     if record.accuracy is not None and record.accuracy_drop is not None:
         parts.append(f"accuracy {record.accuracy:.4g} ({record.accuracy_drop:+.2%} loss)")
     if record.ratio is not None:
-        parts.append(f"latency {record.ratio:.3f} [{record.ratio.low:.3f}, {record.ratio.high:.3f}] of fp32")
+        parts.append(f"latency {record.ratio.with_interval} of fp32")
     if record.reason:
         parts.append(f"{'failed: ' if record.status is Status.FAILED else ''}{record.reason.splitlines()[0]}")
     return "  ".join(parts)

@@ -9,12 +9,13 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raysq.tuning import shipping
-from raysq.tuning.runner import session, slots
+from raysq.tuning.capacity import slots
+from raysq.tuning.runner import session
 
 if TYPE_CHECKING:
-    from raysq.kernels.base import Source
     from raysq.recipe import Recipe
     from raysq.sensitivities import Sensitivity
+    from raysq.source import Source
 
 __all__ = ["in_parallel"]
 

@@ -75,6 +75,8 @@ def record(
         timing_s=_number(data, "timing_s") or 0.0,
         overhead_s=_number(data, "overhead_s") or 0.0,
         node=str(data.get("node") or ""),
+        cpu=str(data.get("cpu") or ""),
+        isa=str(data.get("isa") or ""),
         digest=str(data.get("digest") or ""),
         label=label,
         reason=str(data.get("reason") or (LOST if failed else "")),
@@ -113,6 +115,8 @@ def to_result(record: TrialRecord) -> dict[str, Any]:
         "status": record.status.value,
         "reason": record.reason,
         "node": record.node,
+        "cpu": record.cpu,
+        "isa": record.isa,
         "label": record.label,
         "metrics": None if record.metrics is None else json.dumps(dict(record.metrics)),
     }

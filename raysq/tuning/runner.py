@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import ray
 from ray import tune
+from ray.job_config import JobConfig
 from ray.tune.search import Searcher
+from ray.tune.stopper import CombinedStopper
 
-from raysq.errors import OptionError
 from raysq.job import Job
-from raysq.journal import Entry, Journal, WarmStart
-from raysq.options import Workers
+from raysq.journal import Journal
 from raysq.result import TrialRecord
+from raysq.run import Entry, WarmStart
+from raysq.tuning.board import opened
+from raysq.tuning.capacity import Capacity
 from raysq.tuning.conductor import NOTHING, Conductor
+from raysq.tuning.followers import Follower, Followers
 from raysq.tuning.live import Progress, said, shown
+from raysq.tuning.metrics import Metrics
+from raysq.tuning.need import needed
+from raysq.tuning.newest_first import NewestFirst
 from raysq.tuning.recorder import Recorder
-from raysq.tuning.stopper import AccuracyConstraintStopper
-from raysq.tuning.trial import bound, cpus_per_trial
+from raysq.tuning.stopper import AccuracyConstraintStopper, StopAll
+from raysq.tuning.trial import bound, cpus_per_trial, sent
+from raysq.workers import Workers
 
-__all__ = ["run", "session", "slots"]
+__all__ = ["run", "session"]
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its table prints even when it is told to be silent
@@ -33,8 +43,7 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the journal is what a run resumes from
 }
 LOGGERS = ("ray", "ray.tune")
-
-log = logging.getLogger("raysq")
+ANSWERS_S = 5.0  # a Ray on this machine takes the connection, however busy it is
 
 
 def run(
@@ -45,113 +54,156 @@ def run(
     max_trials: int,
     timeout_s: float | None = None,
     stop_at_first: bool = False,
-    max_concurrent_trials: int | None = None,
     journal: Journal | None = None,
     earlier: Sequence[Entry] = (),
     warm_start: WarmStart = NOTHING,
-    callbacks: Sequence[tune.Callback] = (),
+    callbacks: Sequence[Follower] = (),
     verbose: int = 1,
 ) -> list[TrialRecord]:
     """Search, and return all trials that ended, in that order: those of a warm start, of an earlier run, of this one.
 
     Ctrl-C ends the search and keeps what has ended. A trial whose worker was lost is tried again
-    `workers.max_failures` times on a fresh one, then it is a failed record.
+    `workers.max_failures` times on a fresh one, then it is a failed record; so is at once one that hangs.
 
     Args:
         job: what all trials share.
-        workers: what a trial reserves, and how often a lost one is tried again.
+        workers: what a trial reserves, how many run at once, and how often a lost one is tried again.
         searcher: a bound strategy, or any Ray Tune searcher; fresh, also where `earlier` is given.
         max_trials: how many trials there will be at most, those of the earlier run included, >= 1.
         timeout_s: seconds the search may take, > 0.
         stop_at_first: end with the first trial that meets the goal and is timed.
-        max_concurrent_trials: at most this many at once, >= 1; default as many as there is room for.
         journal: gets a line for each trial that ended.
         earlier: the entries of the journal that is continued; they are replayed through the searcher.
         warm_start: what runs of before spare this one.
-        callbacks: of Ray Tune, in addition.
+        callbacks: of Ray Tune, in addition, and studies that get the trials; loggers write beside the journal.
         verbose: 0 silent, 1 progress, 2 what Ray logs too.
 
     Raises:
-        OptionError: no node has room for a trial.
+        OptionError: no node has room for a trial, and none came in time.
         EvaluationError, ModelError: what workers need can't be pickled.
         StorageError: the journal can't be written.
     """
     prepared, baseline, goal = job.prepared, job.baseline, job.goal
+    say = said(verbose)
+    capacity = Capacity(cpus_per_trial(prepared, workers), workers, prepared.capabilities.isa, say)
     conductor = Conductor(
-        searcher, prepared.space, goal, max_trials, stop_at_first=stop_at_first, warm_start=warm_start
+        searcher,
+        prepared.space,
+        goal,
+        max_trials,
+        stop_at_first=stop_at_first,
+        warm_start=warm_start,
+        room=capacity.room,
     )
     conductor.replay(earlier)
-    with session(verbose), tempfile.TemporaryDirectory(prefix="raysq-") as scratch:
-        room = slots(cpus_per_trial(prepared, workers))
-        concurrent = min(room, max_concurrent_trials or room)
+    packed = sent(job)
+    need = needed(job, packed)
+    about = {
+        "run": journal.path.parent.name if journal else "",
+        "model": prepared.name,
+        "goal": str(goal),
+        "strategy": str(getattr(searcher, "name", type(searcher).__name__)),
+        "backend": prepared.engine,
+    }
+    title = f"raysq {about['run']}: {prepared.name}"
+    with (
+        session(verbose, about),
+        tempfile.TemporaryDirectory(prefix="raysq-") as scratch,
+        opened(title) as board,
+        closing(capacity),
+    ):
+        board.note(", ".join(f"{key} {value}" for key, value in about.items()))
+        board.note(f"calibrate {prepared.calibration_s:.1f} s")
+        capacity.reserve(need.worker)
+        concurrent = capacity.wait()
+        say(need.line(concurrent))
+        need.warn(concurrent, capacity.memory_offered())
         trial_s = (prepared.build_s + baseline.eval_s) / concurrent + job.latency.budget_s  # timings run one by one
         known = [entry.record for entry in warm_start.entries]
         records = [entry.record for entry in earlier]
         progress = Progress(baseline, goal, max_trials, timeout_s, trial_s, records, known)
         with shown(progress, verbose) as show:
-            recorder = Recorder(prepared.space, journal, progress, show)
+            metrics = Metrics(about["run"], progress, prepared.calibration_s)
+            directory = Path(scratch) if journal is None else journal.path.parent
+            followers = Followers(callbacks, directory, prepared.space, goal, records)
+
+            def tell(record: TrialRecord) -> None:
+                board.end(record, len(prepared.source.graph.calls))
+                metrics.update()
+                show(record)
+                followers.tell(record)
+
+            recorder = Recorder(prepared.space, journal, progress, tell, workers.max_failures)
             tuner = tune.Tuner(
-                bound(job, workers),
+                bound(job, packed, workers, capacity.memory, board),
                 tune_config=tune.TuneConfig(
                     metric="latency_ratio",
                     mode="min",
                     search_alg=conductor,
                     num_samples=max_trials + 1,  # the conductor ends first, and says why
-                    max_concurrent_trials=concurrent,
+                    max_concurrent_trials=max_trials,  # the conductor's slots are fewer, and change
+                    scheduler=NewestFirst(),  # type: ignore[no-untyped-call]
                     reuse_actors=True,
                     time_budget_s=timeout_s,
                 ),
                 run_config=tune.RunConfig(
                     name="run",
                     storage_path=scratch,  # Ray's own snapshot: nothing in it that the journal hasn't
-                    stop=AccuracyConstraintStopper(
-                        goal.tolerance, goal.criterion, goal.higher_is_better, stop_at_first
+                    stop=CombinedStopper(
+                        AccuracyConstraintStopper(goal.tolerance, goal.criterion, goal.higher_is_better, stop_at_first),
+                        StopAll(recorder.is_broken),
                     ),
-                    callbacks=[recorder, *callbacks],
-                    failure_config=tune.FailureConfig(max_failures=workers.max_failures),
+                    callbacks=[recorder, *followers.callbacks],
+                    failure_config=tune.FailureConfig(workers.max_failures + 1),  # the last is the recorder's
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),
             )
             with suppress(KeyboardInterrupt):
                 tuner.fit()
-    said(verbose)(f"the search ended: {conductor.ended or 'interrupted, or out of time'}")
+            if recorder.broken is not None:
+                raise recorder.broken
+    say(f"the search ended: {conductor.ended or 'interrupted, or out of time'}")
     return [*known, *progress.records]
 
 
-def slots(cpus: int) -> int:
-    """Return how many trials of `cpus` CPUs fit on the nodes of the running cluster.
-
-    Raises:
-        OptionError: not a single one.
-    """
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    sizes = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    room = sum(size // cpus for size in sizes)
-    if not room:
-        raise OptionError(
-            f"a trial reserves {cpus} CPUs and the largest Ray node offers {max(sizes, default=0)}. Lower "
-            "`num_threads` or `Workers.cpus_per_trial`."
-        )
-    return room
-
-
 @contextmanager
-def session(verbose: int) -> Iterator[None]:
+def session(verbose: int, metadata: Mapping[str, str] | None = None) -> Iterator[None]:
     """Be connected to Ray inside the block; what was started for it, and only that, ends with it.
 
     It joins what is running already: in this process, at RAY_ADDRESS, or started by `ray start` on this machine.
+
+    Args:
+        verbose: 2 and more: as Ray logs.
+        metadata: of the job, unless this process has one already.
     """
     level = logging.INFO if verbose > 1 else logging.CRITICAL  # the records say why a trial failed
     with _environment(SETTINGS), _log_level(level):
         started = not ray.is_initialized()
         try:
             if started:
-                ray.init(log_to_driver=verbose > 1, logging_level=level)
+                job = JobConfig(metadata=dict(metadata or {}))
+                own = "local" if _is_forsaken() else None
+                ray.init(own, log_to_driver=verbose > 1, logging_level=level, job_config=job)
             yield
         finally:
             if started:
                 ray.shutdown()
+
+
+def _is_forsaken() -> bool:
+    """Whether the Ray that this machine remembers is gone: killed, not stopped. Ray would wait for it for minutes."""
+    if "RAY_ADDRESS" in os.environ:
+        return False
+    remembered = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    try:
+        host, _, port = remembered.read_text().strip().rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_S).close()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune import Stopper
@@ -10,7 +10,7 @@ from ray.tune import Stopper
 from raysq.errors import EvaluationError
 from raysq.goal import Criterion, Goal
 
-__all__ = ["AccuracyConstraintStopper"]
+__all__ = ["AccuracyConstraintStopper", "StopAll"]
 
 
 class AccuracyConstraintStopper(Stopper):
@@ -58,7 +58,7 @@ class AccuracyConstraintStopper(Stopper):
             accuracy, baseline = result["accuracy"], result["baseline_accuracy"]
         except KeyError as exc:
             raise EvaluationError(
-                f"AccuracyConstraintStopper reads `accuracy` and `baseline_accuracy` from every report, and {exc} is "
+                f"AccuracyConstraintStopper needs `accuracy` and `baseline_accuracy` in every report, and {exc} is "
                 f"missing; got {', '.join(sorted(result))}."
             ) from exc
         if not (self.goal.holds(self.goal.drop(accuracy, baseline)) and result.get("feasible", True)):
@@ -71,3 +71,22 @@ class AccuracyConstraintStopper(Stopper):
     def stop_all(self) -> bool:
         """Return whether the run ends: only with `stop_at_first`, after the first trial that holds and is timed."""
         return self._found
+
+
+class StopAll(Stopper):
+    """Ends the whole run when something has come about.
+
+    Args:
+        when: asked again and again; what was True once stays so.
+    """
+
+    def __init__(self, when: Callable[[], bool]) -> None:
+        self._when = when
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Return False: no single trial ends here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the run ends."""
+        return self._when()

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
+import ray
 from ray import tune
 
 from raysq import evaluation
 from raysq.errors import OptionError
 from raysq.goal import Goal
 from raysq.job import Job
-from raysq.options import Latency, Workers
-from raysq.tuning import shipping
-from raysq.tuning.worker import Worker, unusable
+from raysq.latency import Latency
+from raysq.tuning import last_words, shipping, trial_log
+from raysq.tuning.board import Board
+from raysq.tuning.capacity import reservation
+from raysq.tuning.deadline import Hanging
+from raysq.tuning.machines import alive, is_marked, times
+from raysq.tuning.worker import Worker, failed
+from raysq.workers import OtherCpus, Workers
 
 if TYPE_CHECKING:
     from raysq.prepared import Prepared
     from raysq.result import Baseline
 
-__all__ = ["QuantTrial", "bound", "cpus_per_trial", "trainable"]
+__all__ = ["GIVEN_UP", "QuantTrial", "bound", "cpus_per_trial", "seconds_per_trial", "sent", "trainable"]
 
 
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "DNNL_GRAPH_COMPILED_PARTITION_CACHE_CAPACITY": "0",  # no partition comes twice, and 1024 would be kept
 }
+GIVEN_UP = "given_up"  # key of a config whose trial lost its workers: why; the next worker only reports it
+LEAST_LIMIT_S = 600.0  # an evaluation of milliseconds may still wait for a slow disk or a busy neighbour
+PATIENCE = 20  # times what the model takes to build and score; kernels that crawl are found by the build
 
 
 class QuantTrial(tune.Trainable):
@@ -39,42 +49,94 @@ class QuantTrial(tune.Trainable):
     """
 
     cpus: ClassVar[int] = 1
+    memory: ClassVar[int] = 0
+    times_anywhere: ClassVar[bool] = False
+    limit_s: ClassVar[float] = math.inf
 
     @classmethod
     def default_resource_request(cls, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        """Return what Ray reserves for one trial."""
-        return tune.PlacementGroupFactory([{"CPU": cls.cpus}])
+        """Return what Ray reserves for one trial, away from the nodes that its config avoids."""
+        avoid = config.get("avoid")
+        return reservation(cls.cpus, avoid.split(",") if avoid else (), cls.memory)
 
-    def setup(self, config: dict[str, Any], job: shipping.Packed | None = None) -> None:
+    def setup(self, config: dict[str, Any], job: shipping.Packed | None = None, board: Board | None = None) -> None:
         """Take up the job; called once per process, which then runs many trials."""
-        os.environ |= ENVIRONMENT
-        from raysq.kernels import base
-
         if job is None:
             raise TypeError("QuantTrial runs through `raysq.trainable(prepared, eval_fn)`, which gives it its job.")
-        self._unusable: dict[str, Any] = {}
-        try:
-            unpacked: Job = shipping.unpack(job)
-            self._worker = Worker(unpacked, base.get(unpacked.prepared.engine))
-        except Exception as exc:  # noqa: BLE001  # raised from here, Ray would print it for each trial and go on
-            self._unusable = unusable(exc)
-        else:
-            gc.collect()
-            gc.freeze()  # what lives now stays; looking through it for garbage took 0.2 to 0.4 s of each trial
-            self._worker.begin(config)
+        os.environ |= ENVIRONMENT
+        trial_log.attach()
+        self._job = job
+        self._board = board
+        self._model = "unusable"
+        self._worker: Worker | None = None
+        self._failed: dict[str, Any] = {}  # what this trial reports instead of running
+        self._unusable: dict[str, Any] = {}  # what all trials of this process do
+        self._hangs = False
+        self._words: TextIO | None = None
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another search point."""
-        if not self._unusable:
-            self._worker.begin(new_config)
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Go one stage further; never raises for what a recipe or `eval_fn` does."""
-        return self._unusable or self._worker.advance()
+        """Go one stage further; never raises for what a recipe or `eval_fn` does, unless that never ends.
 
-    def __repr__(self) -> str:
-        return f"raysq-worker@{socket.gethostname()}:{os.getpid()}"  # Ray reads it once, so it names the slot
+        Raises:
+            Hanging: the trial worked for too long.
+        """
+        if self._failed or self._worker is None:
+            return self._failed
+        try:
+            return self._worker.advance()
+        except Hanging:
+            self._hangs = True
+            last_words.forget(self.logdir)
+            raise
+
+    def cleanup(self) -> None:
+        """End the process where what it runs doesn't end; called by Ray Tune when it stops the actor."""
+        if self._hangs:
+            os._exit(1)  # any other exit waits for the threads
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        died_of = last_words.read(self.logdir)
+        given_up = config.get(GIVEN_UP) or (last_words.hung(died_of) and "its worker had to be ended")
+        if given_up:
+            self._failed = failed(f"{given_up}: {died_of}" if died_of else str(given_up))
+            return
+        before, self._words = self._words, last_words.keep(self.logdir)
+        if before is not None:
+            before.close()
+        if self._worker is None and not self._unusable:
+            self._take_up_job()
+        self._failed = self._unusable
+        if self._worker is not None:
+            self._worker.begin(config, self._words)
+
+    def _take_up_job(self) -> None:
+        from raysq.kernels import base
+
+        try:
+            job: Job = shipping.unpack(self._job)
+            self._model = job.prepared.name
+            engine = base.get(job.prepared.engine)
+            own, wanted = engine.capabilities().isa, job.prepared.capabilities.isa
+            count = self.times_anywhere or times(own, wanted, _is_marked())
+            self._worker = Worker(job, engine, self._announce, times=count, limit_s=self.limit_s)
+        except Exception as exc:  # noqa: BLE001  # raised from here, Ray would print it for each trial and go on
+            self._unusable = failed(f"the worker can't load the model or `eval_fn`: {type(exc).__name__}: {exc}")
+            return
+        gc.collect()
+        gc.freeze()  # what lives now stays; looking through it for garbage took 0.2 to 0.4 s of each trial
+
+    def _announce(self, config: Mapping[str, Any], phase: str) -> None:
+        if self._board is not None and "trial" in config:
+            self._board.begin(int(config["trial"]), phase)
+
+    def __repr__(self) -> str:  # Ray reads it once, so it names the slot
+        return f"raysq {self._model} @ {socket.gethostname()}:{os.getpid()}"
 
 
 def trainable(
@@ -109,7 +171,7 @@ def trainable(
     goal, latency = goal or Goal(), latency or Latency()
     if goal.confirm is not None:
         raise OptionError(
-            "`Goal.confirm` is scored by `raysq.tune` when its search ends. In a Tuner of your own leave it out, and "
+            "`Goal.confirm` is scored by `raysq.tune` when its search ends. Leave it out in a Tuner of your own, and "
             "score the winner: `raysq.quantize(model, calib, recipe)`."
         )
     if baseline is None:
@@ -118,20 +180,31 @@ def trainable(
 
         engine = base.get(prepared.engine)
         baseline = measure(prepared, engine, prepared.source.model, eval_fn, goal, latency)
-    return bound(Job(prepared, eval_fn, goal, latency, baseline), workers or Workers())
+    job = Job(prepared, eval_fn, goal, latency, baseline)
+    return bound(job, sent(job), workers or Workers())
 
 
-def bound(job: Job, workers: Workers) -> type[QuantTrial]:
+def bound(
+    job: Job, packed: shipping.Packed, workers: Workers, memory: int = 0, board: Board | None = None
+) -> type[QuantTrial]:
     """Return the trainable of one job.
 
-    Raises:
-        EvaluationError, ModelError: what workers need can't be pickled.
+    Args:
+        job: what its trials share.
+        packed: the same, as it is sent to workers.
+        workers: what a trial reserves,
+        memory: and how many bytes of memory.
+        board: shows what its trials do.
     """
+    reserved = memory
 
     class Bound(QuantTrial):
         cpus = cpus_per_trial(job.prepared, workers)
+        memory = reserved
+        times_anywhere = workers.other_cpus is OtherCpus.TIME
+        limit_s = seconds_per_trial(job, workers)
 
-    found: type[QuantTrial] = tune.with_parameters(Bound, job=_packed(job))
+    found: type[QuantTrial] = tune.with_parameters(Bound, job=packed, board=board)
     found.__name__ = found.__qualname__ = QuantTrial.__name__  # what the dashboard shows
     return found
 
@@ -141,7 +214,24 @@ def cpus_per_trial(prepared: Prepared, workers: Workers) -> int:
     return workers.cpus_per_trial or prepared.num_threads
 
 
-def _packed(job: Job) -> shipping.Packed:
+def _is_marked() -> bool:
+    """Whether timings are for the node of this process."""
+    nodes, here = alive(), ray.get_runtime_context().get_node_id()
+    return all(is_marked(node, nodes) for node in nodes if node["NodeID"] == here)
+
+
+def seconds_per_trial(job: Job, workers: Workers) -> float:
+    """Return for how many seconds a trial may work before it counts as hanging."""
+    usual = PATIENCE * (job.baseline.eval_s + job.prepared.build_s)
+    return max(LEAST_LIMIT_S, usual) if workers.trial_timeout_s is None else workers.trial_timeout_s
+
+
+def sent(job: Job) -> shipping.Packed:
+    """Return a job as it is sent to workers.
+
+    Raises:
+        EvaluationError, ModelError: what workers need can't be pickled.
+    """
     try:
         return shipping.pack(job)
     except Exception:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Turns:
 
     Args:
         directory: made on first use; on a local disk.
+        waiting: gives a context in which this process waits for others; it is not pickled.
 
     Example:
         >>> import tempfile
@@ -31,8 +32,9 @@ class Turns:
         ...     pass  # nobody else on this node is inside shared() or alone()
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.directory = directory
+        self._waiting = waiting
         self._thread = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -79,13 +81,20 @@ class Turns:
         self.directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.directory / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, mode)
+            self._lock(descriptor, mode)
             try:
                 yield
             finally:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing isn't enough where a forked child has it open too
         finally:
             os.close(descriptor)
+
+    def _lock(self, descriptor: int, mode: int) -> None:
+        try:
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with self._waiting():
+                fcntl.flock(descriptor, mode)
 
 
 class TakesTurns(nn.Module):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
@@ -26,37 +28,62 @@ from raysq.prepared import machine
 from raysq.probing import crawls
 from raysq.recipe import Precision
 from raysq.result import Stage, Status
+from raysq.tuning.deadline import Deadline
+from raysq.tuning.trial_log import tried
 from raysq.tuning.turns import TakesTurns, Turns
 
 if TYPE_CHECKING:
     from raysq.job import Job
     from raysq.kernels.base import Backend, BuiltModel
 
-__all__ = ["Worker", "unusable"]
+__all__ = ["Worker", "failed"]
 
 Report = dict[str, Any]
 
 UNKNOWN = float("nan")
 CRAWLING = "a forward takes many times as long as in fp32: some int8 kernel of this recipe is a reference kernel"
+NAMED = 20  # calls in float that the log names
+OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "could not create a memory object")
+FEWER = "Memory ran out: lower `max_concurrent_trials`, or evaluate in smaller batches."
 WORST = float("inf")  # what a failed trial reports: no searcher takes it for good, none is left without its metric
+
+log = logging.getLogger("raysq.trial")
 
 
 class Worker:
     """Takes a search point through its stages; holds the source, the fastest fp32 form and one candidate.
 
-    After `begin`, the first `advance` builds and scores, the second times and is the last. An exception in either
-    becomes a report with status "failed".
+    After `begin`, the first `advance` builds and scores, the second times and is the last; where times don't count,
+    the first is. An exception in either becomes a report with status "failed".
 
     A trial has a thread of its own: oneDNN Graph keeps every kernel that it compiled, with its packed weights, for as
     long as the thread lives that ran it first.
+
+    Args:
+        job: what all trials share.
+        engine: the backend that builds.
+        announce: told the phase that a search point has come to: "build", "evaluate", "time".
+        times: whether times of this machine count; where they don't, nothing is timed.
+        limit_s: seconds that a trial may work, those in which it waits for others left out.
     """
 
-    def __init__(self, job: Job, engine: Backend) -> None:
+    def __init__(
+        self,
+        job: Job,
+        engine: Backend,
+        announce: Callable[[Mapping[str, Any], str], None] = lambda config, phase: None,
+        *,
+        times: bool = True,
+        limit_s: float = math.inf,
+    ) -> None:
         torch.set_num_threads(job.prepared.num_threads)
         self._job = job
         self._engine = engine
+        self._announce = announce
+        self._times = times
         # one for all runs of this user on this node: their timings disturb each other too
-        self._turns = Turns(Path(tempfile.gettempdir()) / f"raysq-turns-{os.getuid()}")
+        self._deadline = Deadline(limit_s)
+        self._turns = Turns(Path(tempfile.gettempdir()) / f"raysq-turns-{os.getuid()}", self._deadline.paused)
         self._machine = {
             "node": socket.gethostname(),
             **machine(engine.capabilities(), job.prepared.num_threads),
@@ -67,8 +94,14 @@ class Worker:
         self._thread = ThreadPoolExecutor(1)
         self.begin({})
 
-    def begin(self, config: Mapping[str, Any]) -> None:
-        """Drop the last candidate and take up a search point."""
+    def begin(self, config: Mapping[str, Any], words: TextIO | None = None) -> None:
+        """Drop the last candidate and take up a search point.
+
+        Args:
+            config: the search point.
+            words: where it is written why this process was ended, if it holds the interpreter for too long.
+        """
+        self._deadline.begin(words)
         self._begun = time.perf_counter()
         self._candidate = None
         self._thread.shutdown()
@@ -111,8 +144,12 @@ class Worker:
         }
 
     def advance(self) -> Report:
-        """Go one stage further and return the report; its `done` says whether it is the last."""
-        return self._thread.submit(self._advance).result()
+        """Go one stage further and return the report; its `done` says whether it is the last.
+
+        Raises:
+            Hanging: the trial worked for too long. It still does, so this process is of no more use.
+        """
+        return self._deadline.run(self._thread, self._advance)
 
     def _advance(self) -> Report:
         try:
@@ -120,19 +157,20 @@ class Worker:
                 self._evaluate()
             else:
                 self._time(self._candidate)
-        except Exception as exc:  # noqa: BLE001  # whatever a kernel or eval_fn raises costs this trial, not the run
+        except (Exception, SystemExit) as exc:  # noqa: BLE001  # whatever a kernel or eval_fn raises costs this trial
             self._report |= {
                 "status": Status.FAILED.value,
-                "reason": f"{type(exc).__name__}: {exc}",
+                "reason": _reason(exc),
                 "feasible": False,
                 "latency_ratio": WORST,
             }
+            log.info("%s: failed", self._name, exc_info=True)
         return {
             **self._report,
             **self._spent,
             "overhead_s": time.perf_counter() - self._begun - sum(self._spent.values()),
             "peak_memory_bytes": max(self._peak, memory.peak()),
-            "done": self._report["status"] == Status.FAILED or self._report["stage"] == Stage.TIMED,
+            "done": self._report["status"] == Status.FAILED or not self._times or self._report["stage"] == Stage.TIMED,
         }
 
     def _evaluate(self) -> None:
@@ -140,19 +178,23 @@ class Worker:
         source = job.prepared.source
         recipe = job.prepared.space.recipe(self._config)
         self._report["recipe"] = recipe.to_json()
+        log.info("%s: %s", self._name, tried(recipe))
+        self._announce(self._config, "build")
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
             made: list[Tensor] = []
             if crawls(lambda: made.extend(outputs(built.model, source.args, source.kwargs)), source):
                 raise BackendError(CRAWLING)
             digest = fingerprint.of_tensors(made)
+        int8_calls = base.count_int8(built)
+        self._log_build(built, int8_calls)
         with self._turns.shared():
             memory_ratio = self._memory_ratio(built) if Objective.MEMORY in job.goal.objectives else UNKNOWN
+        self._announce(self._config, "evaluate")
         with self._clock("eval_s"):
             model = TakesTurns(built.model, self._turns)
             score = evaluation.evaluate(job.eval_fn, model, job.goal, job.baseline.reference)
         loss = evaluation.loss(score, job.baseline.accuracy, job.baseline.metrics, job.goal)
-        int8_calls = sum(precision is Precision.INT8 for precision in built.executed.values())
         predicted = predicted_ratio(source.graph, built.executed)
         self._report |= {
             "accuracy": score.value,
@@ -174,9 +216,15 @@ class Worker:
             "reason": loss.reason or ("" if int8_calls else "no call runs in int8"),
         }
         self._candidate = built
+        verdict = self._report["reason"] or "holds the goal"
+        log.info(
+            "%s: evaluated in %.2f s: accuracy %.5g, loses %.4g: %s",
+            *(self._name, self._spent["eval_s"], score.value, loss.drop, verdict),
+        )
 
     def _time(self, candidate: BuiltModel) -> None:
         job = self._job
+        self._announce(self._config, "time")
         with self._turns.shared():
             reference = self._reference
         with self._turns.alone(), self._clock("timing_s"):
@@ -191,6 +239,23 @@ class Worker:
             "pairs": json.dumps(timing.pairs),
             "stage": Stage.TIMED.value,
         }
+        log.info(
+            "%s: timed in %.2f s: %.4f [%.4f, %.4f] of fp32, %.4g ms",
+            *(self._name, self._spent["timing_s"], timing.ratio, timing.ratio.low, timing.ratio.high),
+            timing.candidate_ms,
+        )
+
+    def _log_build(self, built: BuiltModel, int8_calls: int) -> None:
+        in_float = [name for name, precision in built.executed.items() if precision is not Precision.INT8]
+        named = ", ".join(in_float[:NAMED]) + (", …" if len(in_float) > NAMED else "")
+        log.info(
+            "%s: built in %.2f s: %d calls in int8, %d in float: %s",
+            *(self._name, self._spent["build_s"], int8_calls, len(in_float), named or "none"),
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"trial {self._config.get('trial', '?')} ({self._report['label']})"
 
     def _memory_ratio(self, built: BuiltModel) -> float:
         prepared = self._job.prepared
@@ -216,8 +281,8 @@ class Worker:
             self._spent[name] += time.perf_counter() - begin
 
 
-def unusable(exc: Exception) -> Report:
-    """Return what each trial reports of a process that could not take up its job."""
+def failed(reason: str) -> Report:
+    """Return what a trial reports that came to nothing."""
     return {
         "accuracy": UNKNOWN,
         "accuracy_drop": WORST,
@@ -225,6 +290,13 @@ def unusable(exc: Exception) -> Report:
         "latency_ratio": WORST,
         "stage": Stage.BUILD.value,
         "status": Status.FAILED.value,
-        "reason": f"the worker can't load the model or `eval_fn`: {type(exc).__name__}: {exc}",
+        "reason": reason,
         "done": True,
     }
+
+
+def _reason(exc: BaseException) -> str:
+    reason = f"{type(exc).__name__}: {exc}"
+    if isinstance(exc.__cause__ or exc, MemoryError) or any(sign in reason for sign in OUT_OF_MEMORY):
+        return f"{reason.rstrip('.')}. {FEWER}"
+    return reason

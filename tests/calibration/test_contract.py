@@ -104,7 +104,7 @@ WEIGHTS = {
 def test_weight_ranges_lie_within_each_channel_or_are_refused(calibrator, grid, name):
     weight = WEIGHTS[name]
     if type(calibrator).weight_range is Calibrator.weight_range:
-        with pytest.raises(RecipeError, match="for weights use 'minmax' or 'mse'"):
+        with pytest.raises(RecipeError, match="weights take 'minmax' or 'mse'"):
             calibrator.weight_range(weight, grid)
         return
     lo, hi = calibrator.weight_range(weight, grid)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from raysq.arithmetic import Grid
-from raysq.calibration.percentile import Percentile
+from raysq.calibration.percentile import Percentile, quantile
 from raysq.errors import RecipeError
+from raysq.histogram import Histogram
 
 GRID = Grid(0, 255, False)
 generator = torch.Generator().manual_seed(0)
@@ -25,6 +26,13 @@ def test_both_ends_equal_numpy_percentile_within_a_bin(stats_of, name, percent):
     stats = stats_of(*DATA[name].split(7_000))
     raw = np.percentile(DATA[name].double().numpy(), [100 - percent, percent], method="inverted_cdf")
     np.testing.assert_allclose(Percentile(percent).activation_range(stats, GRID), raw, atol=stats.histogram.width)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 1 / 6, 0.5, 0.9, 1])
+def test_values_are_taken_as_evenly_spread_within_their_bin(share):
+    histogram = Histogram(0.5, -1, np.array([1, 4, 1]))
+    expected = np.interp(share, np.cumsum([0, 1, 4, 1]) / 6, histogram.edges)
+    assert quantile(histogram, share) == pytest.approx(expected)
 
 
 def test_a_hundred_cuts_nothing(stats_of):

@@ -13,7 +13,6 @@ from torch import nn
 
 import raysq
 from raysq.errors import RecipeError
-from raysq.kernels import base
 from raysq.recipe import (
     BF16,
     FP32,
@@ -27,6 +26,7 @@ from raysq.recipe import (
     TensorConfig,
     Transform,
 )
+from raysq.source import Source
 from raysq.space import build_space
 
 # an intermediate value that lies on a rounding edge may fall to either side: one step of the last layer's input;
@@ -168,6 +168,72 @@ def test_a_pool_may_have_no_batch_axis(name: str, pool: nn.Module) -> None:
         torch.testing.assert_close(engine(name).build(of, Recipe({})).model(x), of.model(x), rtol=0, atol=1e-5)
 
 
+class Relative(nn.Module):
+    """Attends to learned positions, whose keys are the same for every input, as DeBERTa's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(6, 16))
+        self.norm, self.query, self.key = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.query(x) @ self.key(self.norm(self.positions)).T
+
+
+@pytest.mark.parametrize("name", ["ipex", "ipex_qconf", "onednn", "openvino"])
+def test_a_call_that_depends_on_no_input_is_no_obstacle(name: str) -> None:
+    backend = engine(name)
+    torch.manual_seed(0)
+    of = source(Relative(), torch.randn(8, 16))
+    assert of.graph.constant_calls == ("key",)
+    built = backend.build(of, build_space(of.graph, backend.capabilities()).default())  # IPEX's kernel would crash
+    assert built.executed["query"] is Precision.INT8
+    assert built.executed["key"] is Precision.INT8 or built.left_in_float["key"]
+    with torch.no_grad():
+        exact = of.model(*of.args)
+    assert (built.model(*of.args) - exact).norm() < 0.05 * exact.norm()
+
+
+class Routed(nn.Module):
+    """Gives the positive rows to one layer and the others to another: values decide how many each gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 8)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = x.new_zeros(x.shape[0], 8)  # `len(x)` would be a fixed number
+        for layer, chosen in zip(self.layers, (x[:, 0] > 0, x[:, 0] <= 0), strict=True):
+            rows = torch.where(chosen)[0]
+            result.index_add_(0, rows, layer(x[rows]))
+        return result
+
+
+@pytest.mark.parametrize("name", ["ipex", "onednn", "reference"])
+def test_rows_may_be_routed_by_their_values(name: str) -> None:
+    backend = engine(name)
+    torch.manual_seed(0)
+    of = source(Routed(), torch.randn(32, 16))
+    built = backend.build(of, build_space(of.graph, backend.capabilities()).default())
+    assert set(built.executed.values()) == {Precision.INT8}
+    x = torch.randn(24, 16)  # other rows, and other numbers of them, than the example has
+    with torch.no_grad():
+        assert (built.model(x) - of.model(x)).norm() < 0.05 * of.model(x).norm()
+
+
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
+def test_a_window_may_follow_from_sizes(name: str) -> None:
+    class Causal(nn.Conv1d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            reach = self.weight.shape[-1] - 1  # a tensor, where it is traced
+            return nn.functional.conv1d(x, self.weight, self.bias, padding=reach, groups=x.shape[1])[..., :-reach]
+
+    x = torch.randn(2, 8, 20)
+    of = source(nn.Sequential(Causal(8, 8, 4, groups=8), nn.Conv1d(8, 4, 1)), x)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(name).build(of, Recipe({})).model(x), of.model(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
 def test_the_same_recipe_built_twice_gives_the_same_bits(name: str) -> None:
     backend, of = engine(name), made("conv2d")
@@ -204,7 +270,7 @@ def test_bf16_per_call_rounds_that_call_only() -> None:
 
 def test_a_dynamic_recipe_needs_no_statistics() -> None:
     ipex, of = engine("ipex"), made("linear")
-    bare = base.Source(of.model, of.graph, None, of.args)
+    bare = Source(of.model, of.graph, None, of.args)
     space = build_space(of.graph, ipex.capabilities(), approach="dynamic")
     built = ipex.build(bare, space.default())
     assert set(built.executed.values()) == {Precision.INT8}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +17,12 @@ from int8_calls import source
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysq.kernels import base
+from raysq.kernels import base, lowering
+from raysq.kernels.built import load
 from raysq.kernels.captured import Captured
 from raysq.kernels.lowering import Packing
 from raysq.recipe import FP32, OpConfig, Precision, Recipe, TensorConfig, Transform
+from raysq.source import Source
 from raysq.space import build_space
 
 
@@ -25,7 +30,7 @@ def engine() -> base.Backend:
     return named("onednn")
 
 
-def int8(of: base.Source) -> Recipe:
+def int8(of: Source) -> Recipe:
     return build_space(of.graph, engine().capabilities()).default()
 
 
@@ -33,7 +38,7 @@ def code(built: base.BuiltModel) -> str:
     return str(built.script.code)  # type: ignore[attr-defined]
 
 
-def agrees(of: base.Source, recipe: Recipe, built: base.BuiltModel) -> bool:
+def agrees(of: Source, recipe: Recipe, built: base.BuiltModel) -> bool:
     wanted = base.get("reference").build(of, recipe).model(*of.args)
     return bool((built.model(*of.args) - wanted).abs().max() <= 0.02 * wanted.abs().max())
 
@@ -207,7 +212,8 @@ def test_integers_are_pooled_where_an_image_has_more_places_than_uint8_counts() 
     assert code(built).count("quantize_per_tensor") == 1
 
 
-def test_the_first_call_is_optimized_and_other_modules_are_profiled_as_ever() -> None:
+def test_the_first_call_is_optimized_and_other_modules_are_profiled_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "intel_extension_for_pytorch", raising=False)  # whose passes need a profile
     of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
     before = torch._C._jit_set_num_profiled_runs(2)
     try:
@@ -221,17 +227,87 @@ def test_the_first_call_is_optimized_and_other_modules_are_profiled_as_ever() ->
     assert "prim::profile" not in executed
 
 
+class Dense(nn.Module):
+    """A batch norm after a concatenation, as in a DenseNet, which IPEX has an op for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.last = nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.norm(torch.cat([x, self.second(x)], 1)).relu())
+
+
+class Masked(nn.Module):
+    """Attention of two heads that masks its scaled scores, which IPEX has an op for, that fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.register_buffer("mask", torch.ones(12, 12, dtype=torch.bool).triu(1)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (f(x).view(batch, length, 2, width // 2).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = (torch.matmul(q, k.transpose(-2, -1)) * 0.35).masked_fill(self.mask[:, :, :length, :length], -1e4)
+        mixed = torch.matmul(torch.softmax(scores, -1), v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Dense, (2, 8, 12, 12)), (Masked, (8, 12, 16))], ids=["batch norm", "masked attention"]
+)
+def test_it_builds_and_loads_where_ipex_is_loaded(
+    model: type[nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    named("ipex")
+    torch.manual_seed(0)
+    of = source(model(), torch.randn(shape))
+    recipe = int8(of)
+    built = engine().build(of, recipe)
+    assert agrees(of, recipe, built)
+    built.save(tmp_path)
+    loaded = load(tmp_path)
+    for x in (*of.args, torch.randn(1, *shape[1:])):
+        torch.testing.assert_close(loaded(x), built.model(x), rtol=0, atol=0)
+
+
 def test_the_next_recipe_packs_only_what_differs() -> None:
     torch.manual_seed(0)
     of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
     recipe = int8(of)
     first = engine().build(of, recipe)
-    captured, kept = of.derived[Captured], {n: [*k] for n, k in of.derived[Packing].weights.items()}
+    captured, kept = of.derived[Captured], set(of.derived[Packing].kept)
     second = engine().build(of, recipe.with_ops({"0": FP32}))
     assert of.derived[Captured] is captured
-    assert {n: [*k] for n, k in of.derived[Packing].weights.items()} == kept
+    assert set(of.derived[Packing].kept) == kept
     assert first.executed != second.executed
     assert not torch.equal(first.model(*of.args), second.model(*of.args))
+
+
+def test_packed_weights_beyond_the_limit_go_but_those_of_the_last_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = source(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
+    monkeypatch.setattr(lowering, "KEPT_BYTES", 2 * 4 * 16)  # of the second layer: as stored and as packed
+    engine().build(of, int8(of))
+    assert [name for name, *_ in of.derived[Packing].kept] == ["0", "2"]
+    engine().build(of, int8(of).with_ops({"2": FP32}))
+    assert [name for name, *_ in of.derived[Packing].kept] == ["2", "0"]
+    engine().build(of, int8(of).with_ops({"0": FP32}))
+    assert [name for name, *_ in of.derived[Packing].kept] == ["2"]  # the first layer's are too large
+
+
+def test_packed_weights_hold_no_fp32_weights() -> None:
+    of = source(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(6, 8))
+    (group,) = (name for name, g in of.graph.groups.items() if "1" in g.calls)
+    smoothed = int8(of).with_smoothing({group: 0.5})
+    weight = weakref.ref(of.under(smoothed).model.get_submodule("1").weight)
+    engine().build(of, smoothed)
+    assert weight() is not None
+    engine().build(of, int8(of).with_smoothing({group: 0.7}))
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_saved_module_computes_the_same_bits() -> None:

@@ -6,7 +6,9 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from raysq.recipe import (
     Rounding,
     Transform,
 )
+from raysq.source import Source
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ RUN = {OpType.CONV1D, OpType.CONV2D, OpType.CONV3D, OpType.LINEAR, OpType.ADD, O
 ROUNDING = 0.02  # of the largest output: a value on an edge may fall to either side, one step of the last input
 
 
-def everywhere(of: base.Source) -> Recipe:
+def everywhere(of: Source) -> Recipe:
     return int8_everywhere(of, engine("openvino").capabilities(), Approach.STATIC)
 
 
@@ -141,6 +144,72 @@ def test_results_stay_what_they_are_when_the_model_is_called_again(openvino: bas
     kept = first.clone()
     model(-of.args[0])
     assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("pool", ["as the recipe has it", "in float"])
+def test_a_max_pool_passes_on_the_integers_that_its_reader_takes(openvino: base.Backend, pool: str) -> None:
+    of = made("max_pool")
+    recipe = everywhere(of) if pool == "as the recipe has it" else everywhere(of).with_ops({"pool": FP32})
+    built = openvino.build(of, recipe)
+    assert error(built.model(*of.args), engine("reference").build(of, recipe).model(*of.args)) <= ROUNDING
+    assert built.executed["pool"] is Precision.INT8
+    ran = [node.get_rt_info()["layerType"].astype(str) for node in built.network.executed.get_ordered_ops()]
+    rounding = ran[ran.index("Convolution") : len(ran) - ran[::-1].index("Convolution")]
+    assert not {"Subgraph", "FakeQuantize"} & set(rounding)  # none between what makes and what reads the pool's input
+
+
+def test_what_clamps_to_a_smaller_grid_stands_for_the_function_before_it(openvino: base.Backend) -> None:
+    of = made("conv2d")
+    recipe = everywhere(of)
+    narrow = {n: replace(c, activation=replace(c.activation, reduce_range=True)) for n, c in recipe.ops.items()}
+    built = openvino.build(of, recipe.with_ops(narrow))
+    assert "Relu" not in {op.get_type_name() for op in built.network.model.get_ops()}
+    assert (
+        error(built.model(*of.args), engine("reference").build(of, recipe.with_ops(narrow)).model(*of.args)) <= ROUNDING
+    )
+
+
+def test_a_max_pool_that_someone_else_reads_stays_in_float(openvino: base.Backend) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.last = nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            pooled = self.pool(self.conv(x).relu())
+            return pooled, self.last(pooled)
+
+    torch.manual_seed(0)
+    of = source(Model(), torch.randn(2, 8, 12, 12))
+    built = openvino.build(of, everywhere(of).with_ops({"conv": FP32, "pool": FP32}))
+    torch.testing.assert_close(built.model(*of.args)[0], of.model(*of.args)[0], rtol=1e-4, atol=1e-5)
+    assert built.executed["last"] is Precision.INT8
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda x: x, lambda x: x.double(), lambda x: x.t().contiguous().t(), lambda x: x.requires_grad_()],
+    ids=["plain", "another type", "another layout", "with gradients"],
+)
+def test_any_tensor_of_these_shapes_is_read_as_it_is(openvino: base.Backend, given: Callable[..., Any]) -> None:
+    of = made("linear")
+    model = openvino.build(of, everywhere(of)).model
+    x = given(of.args[0].clone())
+    for got in (model(x), model.bound(x)()):
+        assert torch.equal(got, model(*of.args)) and not got.requires_grad
+
+
+def test_a_bound_run_reads_what_its_tensors_hold_by_then(openvino: base.Backend) -> None:
+    of = made("linear")
+    model = openvino.build(of, everywhere(of)).model
+    x = of.args[0].clone()
+    run = model.bound(x)
+    first = run()
+    assert torch.equal(first, model(x))
+    x.neg_()
+    expected = model(x)
+    assert run() is first  # its own memory, written anew
+    assert torch.equal(first, expected) and torch.equal(model(-x), model.bound(-x)())
 
 
 def test_a_model_follows_torchs_number_of_threads(openvino: base.Backend) -> None:

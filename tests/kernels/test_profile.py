@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from raysq.kernels import base
-from raysq.kernels.base import Profiling, Source
+from raysq.kernels.base import Profiling
 from raysq.kernels.call_times import int8_times
 from raysq.kernels.profile import Primitive, profile
 from raysq.prepared import Prepared, prepare
 from raysq.recipe import Precision
+from raysq.source import Source
 
 HEAD = "onednn_verbose,v1,primitive,exec,cpu"
 INT8 = "src:u8:a::f0 wei:s8:a::f0 dst:f32:a::f0,attr"

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raysq.arithmetic import Grid, qparams
+from raysq.capabilities import Capabilities
 from raysq.errors import BackendError, RaysqError
 from raysq.flattened import Flattened
 from raysq.inspection import deployable
 from raysq.intercept import Interceptor, Operands, Site
 from raysq.kernels import base
 from raysq.kernels.floats import freeze, warm_up
+from raysq.kernels.qconf import why_not
 from raysq.observation import observe
 from raysq.plan import CallPlan
 from raysq.recipe import (
@@ -34,14 +36,44 @@ from raysq.recipe import (
     Precision,
     QuantDType,
     Recipe,
+    Rounding,
     Scheme,
     TensorConfig,
+    Transform,
 )
+from raysq.source import Source
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # IPEX's observers complain of data that they don't need
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+
+
+INT8 = OpConfig(Precision.INT8)
+SYMMETRIC_S8 = TensorConfig(QuantDType.S8, Scheme.SYMMETRIC)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe({}), Recipe({"fc": INT8, "head": FP32}), Recipe({"fc": replace(INT8, activation=SYMMETRIC_S8)})],
+)
+def test_what_a_qconf_can_hold_of_a_recipe_has_no_reason(recipe: Recipe) -> None:
+    assert why_not(recipe) == ()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        (Recipe({"fc": BF16}), "bf16"),
+        (Recipe({"fc": replace(INT8, approach=Approach.DYNAMIC)}), "dynamic"),
+        (Recipe({"fc": replace(INT8, rounding=Rounding.ADAROUND)}), "rounding"),
+        (Recipe({"fc": replace(INT8, activation=replace(SYMMETRIC_S8, scheme=Scheme.AFFINE))}), "symmetric only"),
+        (Recipe({}, transforms=(Transform.EQUALIZATION,)), "equalization"),
+    ],
+)
+def test_what_a_qconf_can_not_hold_has_one(recipe: Recipe, reason: str) -> None:
+    (only,) = why_not(recipe)
+    assert reason in only
 
 
 class Convolutions(nn.Module):
@@ -107,14 +139,14 @@ def ipex() -> Any:
         pytest.skip(str(exc))
 
 
-def made(name: str) -> tuple[nn.Module, base.Source]:
+def made(name: str) -> tuple[nn.Module, Source]:
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     copied, graph = deployable(model.eval(), inputs, {})
-    return model, base.Source(copied, graph, observe(copied, graph, [(inputs, {})]), inputs)
+    return model, Source(copied, graph, observe(copied, graph, [(inputs, {})]), inputs)
 
 
-def all_int8(source: base.Source, capabilities: base.Capabilities) -> dict[str, OpConfig]:
+def all_int8(source: Source, capabilities: Capabilities) -> dict[str, OpConfig]:
     activation = TensorConfig(QuantDType.U8, Scheme.AFFINE, reduce_range=capabilities.reduce_range)
     configs = {}
     for call in source.graph.calls:
@@ -226,14 +258,14 @@ class Shared(nn.Module):
         return torch.cat([q, k, v, self.out(v), torch.matmul(y, y.transpose(1, 2)) / 300], -1)
 
 
-def shared() -> tuple[nn.Module, base.Source]:
+def shared() -> tuple[nn.Module, Source]:
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(2, 5, 32)
     copied, graph = deployable(model, (x,), {})
-    return model, base.Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
+    return model, Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
 
 
-def factors(source: base.Source, call: str, alpha: float) -> NDArray[np.float32]:
+def factors(source: Source, call: str, alpha: float) -> NDArray[np.float32]:
     """Return s of SmoothQuant's equation 4 for one layer."""
     assert source.stats is not None
     stats = source.stats.tensors[source.graph[call].tensors[0]]
@@ -242,7 +274,7 @@ def factors(source: base.Source, call: str, alpha: float) -> NDArray[np.float32]
     return np.asarray(largest**alpha / weight.max(0) ** (1 - alpha), np.float32)
 
 
-def smoothed(source: base.Source, recipe: Recipe, scales: dict[str, NDArray[np.float32]]) -> dict[str, CallPlan]:
+def smoothed(source: Source, recipe: Recipe, scales: dict[str, NDArray[np.float32]]) -> dict[str, CallPlan]:
     """Plan by hand: the activation of each named layer is divided by its scales, its weight multiplied."""
     assert source.stats is not None
     plans = source.planner.plan(recipe)
@@ -259,7 +291,7 @@ def smoothed(source: base.Source, recipe: Recipe, scales: dict[str, NDArray[np.f
     return plans
 
 
-def simulated(source: base.Source, plans: dict[str, CallPlan]) -> torch.Tensor:
+def simulated(source: Source, plans: dict[str, CallPlan]) -> torch.Tensor:
     """Compute in float what the plans say, by torch's own fake quantization."""
 
     def run(site: Site, operands: Operands) -> Any:
@@ -368,7 +400,7 @@ class OneDimensional(nn.Module):
 def test_a_call_that_ipex_does_not_quantize_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine, x = ipex(), torch.randn(2, 4, 9)
     copied, graph = deployable(OneDimensional().eval(), (x,), {})
-    source = base.Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
+    source = Source(copied, graph, observe(copied, graph, [((x,), {})]), (x,))
     recipe = Recipe(all_int8(source, engine.capabilities()))
     with pytest.raises(BackendError, match=r"0 calls of conv1d where raysq sees 1, conv among them"):
         engine.configure(source, recipe)
@@ -416,7 +448,7 @@ def test_keyword_inputs_and_output_classes_survive_the_framework_s_default() -> 
 
     engine, x = ipex(), torch.randn(3, 8)
     copied, graph = deployable(Head().eval(), (x,), {"scale": torch.ones(1)})
-    source = base.Source(copied, graph, None, (x,), {"scale": torch.ones(1)})
+    source = Source(copied, graph, None, (x,), {"scale": torch.ones(1)})
     built = engine.framework_default(source, [((x,), {"scale": torch.ones(1)})])
     once, twice = (built.model(x, scale=torch.full((1,), factor)) for factor in (1.0, 2.0))
     assert isinstance(twice, outputs.SequenceClassifierOutput)

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from raysq.calibration_data import Batch
 from raysq.inspection import deployable
-from raysq.kernels.base import Source
 from raysq.observation import observe
 from raysq.recipe import Granularity, OpConfig, Precision, QuantDType, Recipe, Scheme, TensorConfig
+from raysq.source import Source
 
 INT8 = OpConfig(Precision.INT8)
 PER_TENSOR = OpConfig(Precision.INT8, weight=TensorConfig(QuantDType.S8, Scheme.SYMMETRIC, Granularity.PER_TENSOR))

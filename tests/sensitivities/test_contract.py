@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from sensitivities.models import PER_TENSOR, Residual, prepared, recipe_of
 from torch import nn
 
-from raysq.kernels.base import Source
 from raysq.recipe import BF16, FP32, Recipe
 from raysq.sensitivities import ALL, Fisher, HAWQv2, Sensitivity, rank
+from raysq.source import Source
 
 NEEDED = {HAWQv2: {"loss": F.cross_entropy}}
 SENSITIVITIES: list[Sensitivity] = [*(kind(**NEEDED.get(kind, {})) for kind in ALL), Fisher(F.cross_entropy)]

@@ -13,8 +13,8 @@ from sensitivities.models import INT8, PER_TENSOR, Residual, prepared, recipe_of
 from torch import Tensor, nn
 
 from raysq.errors import CalibrationError, ModelError, OptionError
-from raysq.kernels.base import Source
 from raysq.sensitivities import Fisher, HAWQv2, MSEv2, rank
+from raysq.source import Source
 
 
 @pytest.fixture(scope="module")

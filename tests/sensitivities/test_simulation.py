@@ -10,11 +10,11 @@ from sensitivities.models import INT8, PER_TENSOR, Residual, prepared, recipe_of
 from torch import Tensor, nn
 
 from raysq.errors import CalibrationError, OptionError
-from raysq.kernels.base import Source
 from raysq.kernels.reference import Engine
 from raysq.recipe import FP32, Recipe
 from raysq.sensitivities import MSEv2, Probe
 from raysq.sensitivities.simulation import SimulatedModel
+from raysq.source import Source
 
 
 @pytest.fixture(scope="module")

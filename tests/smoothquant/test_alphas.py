@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raysq.calibration.minmax import MinMax
+from raysq.calibration.mse import MSE
 from raysq.calibration.percentile import Percentile
 from raysq.errors import RecipeError
 from raysq.inspection import deployable
-from raysq.kernels.base import Source
 from raysq.observation import observe
-from raysq.options import SharedCriterion, Smoothing
 from raysq.recipe import (
     Granularity,
     OpConfig,
@@ -27,8 +27,10 @@ from raysq.recipe import (
     TensorConfig,
     Transform,
 )
+from raysq.smoothing import SharedCriterion, Smoothing
 from raysq.smoothquant import alphas
 from raysq.smoothquant.alphas import COMBINE, advised_alphas, smoothable, tuned_alphas
+from raysq.source import Source
 
 INT8 = OpConfig(Precision.INT8)
 SYMMETRIC = TensorConfig(QuantDType.S8, Scheme.SYMMETRIC)
@@ -164,6 +166,21 @@ def test_a_range_that_is_clipped_is_the_recipes_own() -> None:
         group = source.graph.groups["1/0"]
         losses.append(scorer.losses(group, scorer.scales(group, [0.5]))[0, 0])
     assert losses[1] > 10 * losses[0]
+
+
+def test_a_weights_range_is_the_recipes_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(20_000, 8)
+    with torch.no_grad():
+        model.weight.uniform_(-1, 1)[:, 0] = 1.1  # to cut it makes all others finer
+    source = prepared(nn.Sequential(model), torch.randn(32, 20_000))
+    losses = []
+    for algorithm in (MinMax(), MSE()):
+        weight = replace(INT8.weight, algorithm=algorithm, reduce_range=True)
+        scorer = alphas._Scorer(source, all_int8(source, replace(INT8, weight=weight)))
+        (loss,) = scorer._call_losses(source.graph["0"], np.ones((1, 20_000), np.float32), activation=False)
+        losses.append(loss)
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_outliers_of_the_first_batch_count() -> None:
@@ -333,6 +350,15 @@ def test_smoothing_is_advised_where_outliers_are_seen(before: Any) -> None:
         x[:, 3] *= 100
     source = prepared(model, x)
     assert advised_alphas(source, all_int8(source)).keys() == {"1/0"}
+
+
+def test_no_multiplication_is_advised_where_the_error_is_negligible(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Identity(), nn.Linear(10, 6)), torch.randn(64, 10)
+    x[:, 3] *= 100
+    source = prepared(model, x)
+    assert advised_alphas(source, all_int8(source))
+    monkeypatch.setattr(alphas, "NEGLIGIBLE", 1.0)
+    assert advised_alphas(source, all_int8(source)) == {}
 
 
 def test_no_multiplication_is_advised_without_outliers() -> None:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from raysq.graph import OpType
 from raysq.inspection import deployable
-from raysq.kernels.base import Source
 from raysq.observation import observe
-from raysq.options import Smoothing
 from raysq.recipe import OpConfig, Precision, Recipe, Transform
+from raysq.smoothing import Smoothing
 from raysq.smoothquant.alphas import tuned_alphas
 from raysq.smoothquant.blockwise import _Block, refined_alphas
+from raysq.source import Source
 
 INT8 = OpConfig(Precision.INT8)
 
@@ -124,15 +124,15 @@ def test_alphas_of_a_block_err_least_at_its_output(absorbing: bool) -> None:
 
 def observed(source: Source, recipe: Recipe) -> list[Tensor]:
     """Return the outputs of the first block in the whole model, run under a recipe on the calibration data."""
+    from raysq.insertion import Insertion
     from raysq.intercept import Interceptor
-    from raysq.kernels.insertion import Insertion
-    from raysq.kernels.reference import Numerics
+    from raysq.simulated import Simulated
 
     scaled = source.under(recipe)
     outputs: list[Tensor] = []
     hook = scaled.model.get_submodule("blocks.0").register_forward_hook(lambda _, __, out: outputs.append(out.clone()))
     for i in range(2):
-        insertion = Insertion(scaled.planner.plan(recipe), Numerics())
+        insertion = Insertion(scaled.planner.plan(recipe), Simulated())
         with torch.no_grad(), Interceptor(scaled.model, insertion):
             scaled.model(*inputs(i))
     hook.remove()

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from raysq.errors import RecipeError
 from raysq.inspection import deployable
-from raysq.kernels.base import Source
 from raysq.kernels.reference import Engine
 from raysq.observation import observe
 from raysq.recipe import Recipe, Transform
+from raysq.source import Source
 
 ROUNDING = 5e-4  # relative to the largest output; scales of e^±6 leave some 1e-6
 
@@ -267,6 +267,11 @@ def q_k_v(m: Any, x: Tensor) -> Tensor:
 ABSORBED = {
     "LayerNorm": (lambda: Net(lambda m, x: m.fc(m.norm(x)), norm=norm(), fc=linear()), X, {"fc"}),
     "Llama's norm": (lambda: Net(lambda m, x: m.fc(m.norm(x)), norm=LlamaNorm(8), fc=linear()), X, {"fc"}),
+    "a norm of parameters by other names": (
+        lambda: Net(lambda m, x: m.fc(F.layer_norm(x, (8,), m.g, m.b)), g=parameter(8), b=parameter(8), fc=linear()),
+        X,
+        {"fc"},
+    ),
     "torch's RMSNorm": (lambda: Net(lambda m, x: m.fc(m.norm(x)), norm=shaken(nn.RMSNorm(8)), fc=linear()), X, {"fc"}),
     "BatchNorm": (
         lambda: Net(lambda m, x: m.c(m.norm(x)), norm=shaken(nn.BatchNorm2d(8)), c=nn.Conv2d(8, 4, 1)),
@@ -284,6 +289,14 @@ ABSORBED = {
         (3, 8, 10, 10),
         {"3"},
     ),
+    "through interpolation": (
+        lambda: Net(
+            lambda m, x: m.b(F.interpolate(m.a(x), scale_factor=2)), a=nn.Conv2d(8, 6, 1), b=nn.Conv2d(6, 4, 1)
+        ),
+        IMAGE,
+        {"b"},
+    ),
+    "times a number": (lambda: Net(lambda m, x: m.fc(m.a(x) * 0.5), a=norm(), fc=linear()), X, {"fc"}),
     "into a transposed convolution": (
         lambda: nn.Sequential(nn.Conv2d(8, 6, 1), nn.LeakyReLU(), nn.ConvTranspose2d(6, 4, 3, groups=2)),
         IMAGE,
@@ -305,6 +318,12 @@ ABSORBED = {
         X,
         {"c"},
     ),
+    "a gated product by way of a ReLU": (
+        lambda: Net(lambda m, x: m.c(F.silu(m.a(x)) * m.b(x).relu()), a=linear(), b=linear(), c=linear()),
+        X,
+        {"c"},
+    ),
+    "viewed as rows": (lambda: Net(lambda m, x: m.fc(m.a(x).reshape(-1, 8)), a=norm(), fc=linear()), X, {"fc"}),
     "flattened": (
         lambda: nn.Sequential(nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(6, 5)),
         IMAGE,
@@ -386,6 +405,10 @@ NOT_ABSORBED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "of an activation times its ReLU": (lambda: Net(relu_product, a=norm(), fc=linear(), b=linear()), X),
     "of an activation times itself": (lambda: Net(lambda m, x: m.fc(m.a(x).square()), a=norm(), fc=linear()), X),
+    "the larger of two": (
+        lambda: Net(lambda m, x: m.c(torch.maximum(m.a(x), m.b(x))), a=linear(), b=linear(), c=linear()),
+        X,
+    ),
     "pooled over its channels": (
         lambda: Net(lambda m, x: m.b(F.avg_pool1d(m.a(x), 3, 1, 1)), a=linear(), b=linear()),
         X,

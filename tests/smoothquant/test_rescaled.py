@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from raysq.errors import RecipeError
 from raysq.inspection import deployable
-from raysq.kernels.base import Source
 from raysq.kernels.reference import Engine
 from raysq.observation import observe
 from raysq.recipe import OpConfig, Precision, Recipe, Transform
 from raysq.smoothquant.rescaled import divided, rescaled
+from raysq.source import Source
 from raysq.stats import TensorStats
 
 INT8 = OpConfig(Precision.INT8)
@@ -230,6 +230,8 @@ def test_a_division_is_exact_per_channel_even_where_nothing_was_seen() -> None:
     vector = np.float32(2) ** np.arange(8, dtype=np.float32)
     assert divided(stats, vector).channel_max.tolist() == (stats.channel_max / vector).tolist()
     assert divided(stats, vector).rows.shape == stats.rows.shape == (len(stats.rows), 8, 3, 3)
+    alike = divided(stats, np.full(8, 4, np.float32))
+    assert (alike.moving_min, alike.moving_max) == (stats.moving_min / 4, stats.moving_max / 4)
     assert (divided(empty, vector).minimum, divided(empty, vector).maximum) == (0, 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from raysq.inspection import deployable
-from raysq.kernels.base import Source
 from raysq.observation import observe
-from raysq.smoothquant.rescaled import parameters_of, rescaled
+from raysq.smoothquant.rescaled import rescaled
 from raysq.smoothquant.scales import equalization_scales, largest_activations, largest_weights, smoothing_scales
+from raysq.source import Source
+from raysq.weight import parameters_of
 
 POSITIVE = st.floats(2**-10, 2**10, width=32)
 
@@ -91,6 +93,17 @@ def test_calls_that_share_an_input_have_one_scale() -> None:
     assert largest_weights(calls, parameters_of(source.model)) == pytest.approx(read)
 
 
+def test_where_no_activation_was_seen_the_largest_is_0() -> None:
+    source = prepared(nn.Linear(6, 4), torch.randn(3, 6))
+    (group,) = source.graph.groups.values()
+    assert source.stats is not None
+    assert largest_activations(group, replace(source.stats, tensors={})).tolist() == [0] * 6
+    (name,) = group.tensors
+    low, high = (np.float32([end, -1, 0, 1, 1, 1]) for end in (math.inf, -math.inf))
+    seen = replace(source.stats.tensors[name], channel_min=low, channel_max=high)
+    assert largest_activations(group, replace(source.stats, tensors={name: seen})).tolist() == [0, 1, 0, 1, 1, 1]
+
+
 KINDS: dict[str, tuple[Any, tuple[int, ...], Any]] = {
     "linear": (lambda: nn.Linear(6, 4), (3, 6), lambda w: w.amax(0)),
     "conv": (lambda: nn.Conv2d(6, 4, 3), (3, 6, 5, 5), lambda w: w.amax((0, 2, 3))),
@@ -134,6 +147,7 @@ def test_two_layers_are_equalized_as_nagel_does() -> None:
     scales = equalization_scales(source.graph, parameters_of(source.model))
     assert scales.keys() == {"2/0"}
     assert scales["2/0"] == pytest.approx(wanted, rel=1e-5)
+    assert scales["2/0"].dtype == np.float32
 
 
 def test_a_chain_is_equalized_as_nagel_does() -> None:

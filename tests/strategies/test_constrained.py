@@ -126,7 +126,7 @@ def test_the_experiment_names_the_run(
     def stop(*_: Any) -> None:
         raise StorageError("far enough")
 
-    asked: list[Path] = []
+    asked: list[tuple[Path, str | None]] = []
     real = api.journal_path
     monkeypatch.setattr(api, "journal_path", lambda *given: asked.append(real(*given)) or stop())
     with pytest.raises(StorageError, match="far enough"):
@@ -139,4 +139,4 @@ def test_the_experiment_names_the_run(
             name=name,
             storage_path=tmp_path,
         )
-    assert asked[0].parent == tmp_path / directory
+    assert asked[0] == (tmp_path / directory / "journal.jsonl", None)

@@ -202,8 +202,12 @@ def test_entry_points_that_can_not_be_used(installed: Any, points: dict[str, str
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("random", {"sigopt_api_token": "x"}, "does not use 'sigopt_api_token'; it is an argument of sigopt"),
-        ("tpe", {"gamma": 0.3}, "does not use 'gamma'; it is an argument of tpe_hyperopt"),
+        (
+            "random",
+            {"sigopt_api_token": "x"},
+            "does not use 'sigopt_api_token': leave it out. It is an argument of sigopt",
+        ),
+        ("tpe", {"gamma": 0.3}, "does not use 'gamma': leave it out. It is an argument of tpe_hyperopt"),
         ("sigop", {}, "Did you mean 'sigopt'"),
         ("bayesian", {"fallback": 1}, "must be True or False, got 1"),
         ("bayesian", {"startup_trials": 1.5}, "whole number"),

@@ -260,8 +260,8 @@ def test_blocks_that_match_nothing_warn() -> None:
     [
         ("encoder", "must be a list of lists"),
         (["encoder"], "must be a list of lists"),
-        ([["("]], "is not a regular expression"),
-        ([[3]], "is not a regular expression"),
+        ([["("]], "must be a regular expression"),
+        ([[3]], "must be a regular expression"),
     ],
 )
 def test_what_is_no_block_is_refused(name: str, blocks: Any, message: str) -> None:

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from raysq.inspection import deployable
-from raysq.kernels import base, reference
+from raysq.kernels import reference
 from raysq.observation import observe
 from raysq.prepared import Prepared
 from raysq.result import Baseline
+from raysq.source import Source
 from raysq.space import build_space
 
 
@@ -22,7 +23,7 @@ def prepared():
     engine = reference.Engine()
     capabilities = engine.capabilities()
     space = build_space(graph, capabilities, rankings={"order": [call.name for call in graph.calls]})
-    source = base.Source(deployed, graph, stats, example)
+    source = Source(deployed, graph, stats, example)
     return Prepared(source, "reference", capabilities, space, example, {}, 1, {"model": "m", "calibration": "c"})
 
 

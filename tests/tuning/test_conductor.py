@@ -16,9 +16,10 @@ from ray.tune.search.optuna import OptunaSearch
 from simulation import Simulation
 
 from raysq import strategies
-from raysq.journal import Entry, WarmStart
 from raysq.result import TrialRecord
+from raysq.run import Entry, WarmStart
 from raysq.strategies.base import BARRIER, Proposal, Strategy
+from raysq.tuning.capacity import Room
 from raysq.tuning.conductor import Conductor
 from raysq.tuning.records import record
 
@@ -111,6 +112,39 @@ def test_configs_carry_number_and_completions_seen() -> None:
     subject.on_trial_complete("a", sim.run(subject.space.recipe(first)))
     third = subject.suggest("c")
     assert [(c["trial"], c["seen"]) for c in (first, second, third)] == [(0, 0), (1, 0), (2, 1)]
+
+
+def test_no_more_run_than_there_is_room_for_as_it_changes() -> None:
+    sim, rooms = Simulation(), [Room(1), Room(1), Room(2, ("n1", "n2")), Room(0)]
+    subject = conductor(sim, "random", room=lambda: rooms[0])
+    first = subject.suggest("a")
+    assert "avoid" not in first
+    rooms.pop(0)
+    assert subject.suggest("b") is None
+    rooms.pop(0)
+    second = subject.suggest("b")
+    assert second["avoid"] == "n1,n2"
+    assert subject.space.recipe(second) != subject.space.recipe(first)
+    rooms.pop(0)
+    subject.on_trial_complete("a", sim.run(subject.space.recipe(first)))
+    assert subject.suggest("c") is None
+    subject.on_trial_complete("b", sim.run(subject.space.recipe(second)))
+    assert isinstance(subject.suggest("c"), dict)  # one waits, so that Ray sees that a node is wanted
+    assert "avoid" not in subject.history[1].config
+
+
+def test_what_was_timed_is_better_than_any_prediction() -> None:
+    sim = Simulation()
+    subject = conductor(sim, "random")
+    configs = [subject.suggest(name) for name in "abc"]
+    results = [sim.run(subject.space.recipe(config)) for config in configs]
+    for name, result, ratio, predicted in zip("abc", results, (0.3, 0.9, 0.2), (True, False, True), strict=True):
+        ends = {"latency_ratio": ratio, "latency_ratio_low": ratio, "latency_ratio_high": ratio}
+        stage = "evaluated" if predicted else "timed"
+        passed = {"feasible": True, "accuracy_drop": 0.0, "latency_predicted": predicted, "stage": stage}
+        subject.on_trial_complete(name, {**result, **ends, **passed})
+        best = subject.history.best
+        assert best is not None and best.trial == {"a": 0, "b": 1, "c": 1}[name]
 
 
 def test_stop_at_first_ends_at_the_first_feasible() -> None:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,13 @@ from raysq import strategies
 from raysq.errors import OptionError
 from raysq.goal import Goal
 from raysq.job import Job
-from raysq.journal import Header, Journal, read
-from raysq.latency import MIN_PAIRS
-from raysq.options import Latency, Workers
+from raysq.journal import Journal, read
+from raysq.latency import MIN_PAIRS, Latency
 from raysq.prepared import MACHINE
 from raysq.result import Stage, Status
-from raysq.tuning.runner import run
+from raysq.run import Header
+from raysq.tuning.runner import _is_forsaken, run
+from raysq.workers import Workers
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.slow
@@ -43,10 +46,9 @@ def search(cluster, prepared, baseline):
         searcher = strategies.get("random", fallback=True).bind(prepared.space, GOAL, trials, seed=0)
         return run(
             Job(prepared, eval_fn, GOAL, Latency(budget_s=0.01), baseline),
-            workers=workers,
+            workers=replace(workers, count=slots),
             searcher=searcher,
             max_trials=trials,
-            max_concurrent_trials=slots,
             verbose=0,
             **options,
         )
@@ -174,8 +176,10 @@ from ray import cloudpickle
 from raysq import strategies
 from raysq.goal import Goal
 from raysq.job import Job
-from raysq.journal import Header, Journal
-from raysq.options import Latency, Workers
+from raysq.journal import Journal
+from raysq.run import Header
+from raysq.latency import Latency
+from raysq.workers import Workers
 from raysq.tuning.runner import run
 
 directory = Path(sys.argv[1])
@@ -246,6 +250,20 @@ def driver(tmp_path, prepared, baseline):
     for each in started:
         each.process.kill()
         each.process.communicate()
+
+
+def test_a_ray_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert not _is_forsaken()  # none is remembered
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{port}")
+        assert not _is_forsaken()
+    assert _is_forsaken()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    assert not _is_forsaken()  # the user's own word
 
 
 def test_interrupted_driver_keeps_what_ended_and_leaves_no_process(driver):

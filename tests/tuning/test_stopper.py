@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raysq.errors import EvaluationError, OptionError
-from raysq.tuning.stopper import AccuracyConstraintStopper
+from raysq.tuning.stopper import AccuracyConstraintStopper, StopAll
 
 
 def report(accuracy, stage="evaluated", **more):
@@ -65,6 +65,19 @@ def test_stop_at_first(stop_at_first, stage, accuracy, ends):
     assert stopper.stop_all() is ends
     stopper("u", report(0.1))
     assert stopper.stop_all() is ends
+
+
+def test_a_run_goes_on_after_a_trial_that_holds_unless_told_otherwise():
+    stopper = AccuracyConstraintStopper()
+    assert not stopper("t", report(0.8, "timed"))
+    assert not stopper.stop_all()
+
+
+def test_stop_all_ends_the_run_and_no_single_trial():
+    answers = iter([False, True])
+    stopper = StopAll(lambda: next(answers))
+    assert not stopper("t", report(0.1))
+    assert [stopper.stop_all(), stopper.stop_all()] == [False, True]
 
 
 @pytest.mark.parametrize("options", [{"tolerance": -1}, {"tolerance": 1}, {"criterion": "relativ"}])

@@ -11,10 +11,11 @@ from ray import cloudpickle, tune
 from torch import nn
 
 from raysq.errors import EvaluationError, ModelError
-from raysq.options import Latency, Workers
+from raysq.latency import Latency
 from raysq.tuning.domains import domains
 from raysq.tuning.stopper import AccuracyConstraintStopper
 from raysq.tuning.trial import QuantTrial, cpus_per_trial, trainable
+from raysq.workers import Workers
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -98,5 +99,5 @@ def test_ray_names_the_class_and_the_slot_and_what_stays_is_frozen(cluster, prep
     frozen = ray.get(actor.__ray_call__.remote(lambda trial: (gc.get_freeze_count(), len(gc.get_objects()))))
     ray.kill(actor)
     assert "QuantTrial" in names
-    assert shown.startswith("raysq-worker@")
+    assert shown.startswith("raysq Sequential @ ")
     assert frozen[0] > 10 * frozen[1]  # a trial's garbage is not looked for among all that was imported

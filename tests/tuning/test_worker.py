@@ -16,7 +16,7 @@ from raysq import Evaluation, memory
 from raysq.goal import Goal
 from raysq.job import Job
 from raysq.kernels import reference
-from raysq.options import Latency
+from raysq.latency import Latency
 from raysq.recipe import Precision, Recipe
 from raysq.result import Stage, Status
 from raysq.scores import Units
@@ -36,10 +36,10 @@ ALL_FLOAT = {"op/" + name: "fp32" for name in CALLS}
 
 @pytest.fixture
 def worker(prepared, baseline):
-    def make(eval_fn=lambda model: 1.0, engine=None, goal=None):
+    def make(eval_fn=lambda model: 1.0, engine=None, goal=None, times=True):
         base = replace(baseline, metrics={"accuracy": 1.0, "recall": 0.5}, size_bytes=100_000)
         job = Job(prepared, eval_fn, goal or Goal(), Latency(budget_s=0.01), base)
-        return Worker(job, engine or reference.Engine())
+        return Worker(job, engine or reference.Engine(), times=times)
 
     return make
 
@@ -56,6 +56,15 @@ def test_two_reports(worker):
     assert (first["int8_calls"], first["feasible"], first["label"]) == (3, True, "default")
     assert json.loads(first["metrics"]) == {"accuracy": 1.0}
     assert first["peak_memory_bytes"] > 10**7
+
+
+def test_where_times_dont_count_the_score_is_the_last_report(worker):
+    trial = worker(times=False)
+    trial.begin({})
+    only = trial.advance()
+    assert (only["stage"], only["done"], only["feasible"]) == ("evaluated", True, True)
+    kept = record(0, {}, only)
+    assert (kept.status, kept.ratio, kept.isa) == (Status.FINISHED, None, only["isa"])
 
 
 def test_reports_are_records(worker, prepared):

@@ -1,8 +1,7 @@
-"""Frozen option values: what is asked of a timing, of the workers, of smoothing."""
+"""Smoothing says how the alphas of SmoothQuant are found: the arguments of IPEX's RFC."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
@@ -12,57 +11,7 @@ from typing import Any
 
 from raysq.errors import OptionError, unknown
 
-__all__ = ["Latency", "SharedCriterion", "Smoothing", "Workers", "is_whole"]
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """How latency is measured: interleaved pairs of fp32 and int8 until the ratio is sharp or time is up.
-
-    Attributes:
-        budget_s: seconds a timing in a trial should take, > 0; up to four times as many where the ratio stays unclear.
-        final_budget_s: seconds for the timing of the winner, > 0.
-        ci_width: stop as soon as the 95 % interval of the ratio is narrower than this share of it, > 0.
-
-    Raises:
-        OptionError: a value that is not positive.
-    """
-
-    budget_s: float = 1.0
-    final_budget_s: float = 3.0
-    ci_width: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("budget_s", "final_budget_s", "ci_width"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(f"`Latency.{name}` must be positive, got {getattr(self, name)}.")
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where trials run.
-
-    Attributes:
-        cpus_per_trial: CPUs that Ray reserves for a trial, >= 1; None: as many as threads.
-        max_failures: how often a trial whose worker was lost is tried again on a fresh one, >= 0.
-
-    Raises:
-        OptionError: a value out of its range.
-    """
-
-    cpus_per_trial: int | None = None
-    max_failures: int = 1
-
-    def __post_init__(self) -> None:
-        if self.cpus_per_trial is not None and self.cpus_per_trial < 1:
-            raise OptionError(f"`Workers.cpus_per_trial` must be at least 1, got {self.cpus_per_trial}.")
-        if self.max_failures < 0:
-            raise OptionError(f"`Workers.max_failures` must be at least 0, got {self.max_failures}.")
+__all__ = ["SharedCriterion", "Smoothing"]
 
 
 class SharedCriterion(StrEnum):
