@@ -28,6 +28,7 @@ from typing import TypeVar
 from tables import check_marks, markdown_head, markdown_row, publish, where
 
 from raysq import journal
+from raysq.result import Status
 
 T = TypeVar("T")
 
@@ -42,7 +43,16 @@ VICTIMS = ("worker", "driver", "node")
 PACKAGES = ("ray", "torch")
 BEGIN, END = "<!-- chaos table -->", "<!-- end of chaos table -->"
 MARK = "RAYSQ_CHAOS"
-HEADINGS = ("round", "killed", "after trials", "finished trials lost", "evaluations", "processes left", "proposals")
+HEADINGS = (
+    "round",
+    "killed",
+    "after trials",
+    "finished trials lost",
+    "evaluations",
+    "failed trials",
+    "processes left",
+    "proposals",
+)
 
 DRIVER = f"""
 import json, os, sys, time
@@ -173,6 +183,7 @@ class Outcome:
         ended: trials that stood in the journal when it was.
         lost: those of them that don't stand there at the end, as they did.
         evaluations: how many were made in all.
+        failed: trials that ended without a score.
         left: processes that were still there.
         alike: whether the recipes are those of a search in which nothing was killed.
     """
@@ -181,14 +192,15 @@ class Outcome:
     ended: int
     lost: int
     evaluations: int
+    failed: int
     left: int
     alike: bool
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was lost, done twice without need, or left behind."""
+        """Whether nothing was lost, failed, done twice without need, or left behind."""
         again = self.evaluations - TRIALS
-        return not self.lost and not self.left and self.alike and again <= self.plan.nodes
+        return not (self.lost or self.failed or self.left) and self.alike and again <= self.plan.nodes
 
 
 def plans(rounds: int, seed: int) -> list[Plan]:
@@ -241,15 +253,16 @@ def play(plan: Plan, expected: Sequence[str], directory: Path) -> Outcome:
         for search in (first, last):
             search.close()
     after = path.read_bytes()
-    numbers = [entry.record.trial for entry in journal.read(path)[1]]
+    records = [entry.record for entry in journal.read(path)[1]]
     kept = set(after.split(b"\n"))
     return Outcome(
         plan=plan,
         ended=before.count(b"\n") - 1,
         lost=sum(line not in kept for line in before.splitlines()),
         evaluations=(directory / "evaluations").read_text().count("trial"),
+        failed=sum(record.status is Status.FAILED for record in records),
         left=first.left_behind() + (last.left_behind() if last is not first else 0),
-        alike=found == list(expected) and sorted(numbers) == list(range(TRIALS)),
+        alike=found == list(expected) and sorted(record.trial for record in records) == list(range(TRIALS)),
     )
 
 
@@ -290,6 +303,7 @@ def row(number: int, outcome: Outcome) -> str:
         str(outcome.ended),
         str(outcome.lost),
         f"{outcome.evaluations} of {TRIALS} trials",
+        str(outcome.failed),
         str(outcome.left),
         "as undisturbed" if outcome.alike else "**others**",
     )

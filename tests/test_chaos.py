@@ -31,19 +31,20 @@ def test_a_seed_makes_the_same_plans_with_every_kind_in_turn(script: ModuleType)
         ({"evaluations": 7}, True),  # the one that was running
         ({"evaluations": 8}, False),
         ({"lost": 1}, False),
+        ({"failed": 1}, False),
         ({"left": 1}, False),
         ({"alike": False}, False),
     ],
 )
 def test_a_round_holds(script: ModuleType, changes: dict[str, int], holds: bool) -> None:
-    outcome = {"ended": 2, "lost": 0, "evaluations": 6, "left": 0, "alike": True, **changes}
+    outcome = {"ended": 2, "lost": 0, "evaluations": 6, "failed": 0, "left": 0, "alike": True, **changes}
     assert script.Outcome(script.Plan("worker", 2, 0.1), **outcome).holds is holds
 
 
 def test_a_row_per_round(script: ModuleType) -> None:
-    outcome = script.Outcome(script.Plan("driver", 1, 0.2), 2, 0, 7, 0, True)
+    outcome = script.Outcome(script.Plan("driver", 1, 0.2), 2, 0, 7, 0, 0, True)
     table = script.table({1: outcome, 2: outcome}, seed=0).splitlines()
-    assert table[2] == "| 1 | driver | 2 | 0 | 7 of 6 trials | 0 | as undisturbed |"
+    assert table[2] == "| 1 | driver | 2 | 0 | 7 of 6 trials | 0 | 0 | as undisturbed |"
     assert table[2].count("|") - 1 == len(script.HEADINGS)
     assert "2 of 2 rounds held" in table[-1]
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray import cloudpickle
+from ray import cloudpickle, tune
 from torch import nn
 
 import raysq
@@ -65,6 +65,27 @@ def test_a_killed_worker_costs_nothing_but_a_second_try(cluster: None, tmp_path:
     assert killed.exists()
     assert [t.status for t in result.trials] == [Status.FINISHED] * 5
     assert sorted(t.trial for t in result.trials) == list(range(5))
+
+
+class KillsBetweenTrials(tune.Callback):
+    """Kills the worker that reported a trial before it is handed the next one, then pending for Ray Tune."""
+
+    def __init__(self) -> None:
+        self.killed: list[int] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if len(self.killed) < 2:
+            self.killed.append(trial.last_result["pid"])
+            os.kill(self.killed[-1], signal.SIGKILL)
+
+
+def test_a_worker_killed_between_trials_costs_no_trial(cluster: None, tmp_path: Path) -> None:
+    callback = KillsBetweenTrials()
+    result = raysq.tune(
+        mlp(), [X], lambda model: 1.0, max_trials=3, callbacks=[callback], storage_path=tmp_path, name="run", **OPTIONS
+    )
+    assert len(set(callback.killed)) == 2
+    assert [(t.trial, t.status) for t in result.trials] == [(n, Status.FINISHED) for n in range(3)]
 
 
 def journal_of(directory: Path) -> Path:

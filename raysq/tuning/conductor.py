@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +71,8 @@ class Conductor(Searcher):
     the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was better
     beyond its confidence interval, or when the first five trials fail for one reason.
 
+    A trial that was lost before it began is suggested once more: Ray Tune tries again only what runs already.
+
     Args:
         inner: a bound `Strategy`, or any searcher; one without a space of its own gets `space`.
         space: what is searched.
@@ -79,6 +81,7 @@ class Conductor(Searcher):
         stop_at_first: end at the first feasible recipe.
         warm_start: what earlier runs spare this one; the results don't count among the trials.
         room: tells how many trials may run now, and where not; where none may, one waits for its slot.
+        max_failures: how often a trial that Ray gave up without a result is suggested again, >= 0.
 
     Raises:
         SpaceError: a foreign searcher for a space that holds a single recipe.
@@ -94,6 +97,7 @@ class Conductor(Searcher):
         stop_at_first: bool = False,
         warm_start: WarmStart = NOTHING,
         room: Callable[[], Room] = lambda: Room(math.inf),
+        max_failures: int = 0,
     ) -> None:
         super().__init__(metric=METRIC, mode="min")
         self.inner = inner
@@ -104,6 +108,7 @@ class Conductor(Searcher):
         self.ended = ""
         self._goal = goal
         self._room = room
+        self._max_failures = max_failures
         self._view: Callable[[TrialRecord], dict[str, Any]] = to_result
         if not isinstance(inner, Strategy | ConstrainedOptuna):
             if not space.dimensions:
@@ -117,6 +122,8 @@ class Conductor(Searcher):
         self._ready: deque[_Running] = deque()  # suggested in an earlier run, but not ended there
         self._waiting: dict[str, list[str]] = {}  # recipe to the inner trials that wait for its result
         self._running: dict[str, _Running] = {}
+        self._again: deque[_Running] = deque()  # lost, and to be tried again
+        self._losses: Counter[int] = Counter()  # of each trial
         self._entries: list[Entry] = []
         self._repeating_at = -1  # length of the history when the inner searcher had nothing new
         self._to_beat = (True, math.inf)  # of the last recipe that was better beyond doubt: predicted, estimated cost
@@ -137,21 +144,9 @@ class Conductor(Searcher):
         room = self._room()
         if len(self._running) >= max(1, room.slots):
             return None
-        while self._ready and self.history.of(self._ready[0].point.recipe):
-            self._ready.popleft()
-        self.ended = self.ended or self._why_over()
-        if self.ended:
-            return Searcher.FINISHED
-        if self._ready:
-            running = self._ready.popleft()
-        else:
-            point = self._ask()
-            if point is None:
-                return None
-            if not isinstance(point, _Point):
-                self.ended = "the searcher has nothing more to suggest"
-                return Searcher.FINISHED
-            running = self._numbered(point)
+        running = self._again.popleft() if self._again else self._next()
+        if running is None:
+            return None if self._running or not self.ended else Searcher.FINISHED  # one that runs may yet be lost
         self._running[trial_id] = running
         point = running.point
         log.debug(
@@ -172,10 +167,18 @@ class Conductor(Searcher):
         running = self._running.pop(trial_id, None)
         if running is None:
             return
+        if error and not result and self._losses[running.trial] < self._max_failures:
+            self._losses[running.trial] += 1
+            self._again.append(running)
+            return
         point = running.point
         config = {**point.config, "label": point.label}
         ended = record(running.trial, config, result, recipe=point.recipe, error=error)
         self._finish(Entry(ended, running.seen))
+
+    def tries_again(self, trial: int) -> bool:
+        """Whether a trial, by its number, was lost and waits for another try."""
+        return any(lost.trial == trial for lost in self._again)
 
     def replay(self, entries: Sequence[Entry]) -> None:
         """Bring a fresh conductor to where an earlier run ended.
@@ -214,6 +217,20 @@ class Conductor(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Replay the trials that `save` wrote, on a fresh conductor."""
         self.replay(pickle.loads(Path(checkpoint_path).read_bytes()))
+
+    def _next(self) -> _Running | None:
+        """Return a trial that was not suggested yet, None while there is none; `ended` says if there never will be."""
+        while self._ready and self.history.of(self._ready[0].point.recipe):
+            self._ready.popleft()
+        self.ended = self.ended or self._why_over()
+        if self.ended:
+            return None
+        if self._ready:
+            return self._ready.popleft()
+        point = self._ask()
+        if point == Searcher.FINISHED:
+            self.ended = "the searcher has nothing more to suggest"
+        return self._numbered(point) if isinstance(point, _Point) else None
 
     def _ask(self) -> Any:
         """Return a new `_Point`, None or FINISHED."""

@@ -40,10 +40,11 @@ class Recorder(Unsaved, tune.Callback):
 
     Args:
         space: what is searched; gives the recipe of a trial that was lost without a report.
-        max_failures: how often a trial whose worker was lost is tried again.
         journal: where the lines go, None for nowhere.
         progress: gets the records.
         show: called with each record afterwards.
+        max_failures: how often a trial whose worker was lost is tried again.
+        tries_again: whether a trial that Ray gave up is suggested once more, by its number.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Recorder(Unsaved, tune.Callback):
         progress: Progress,
         show: Callable[[TrialRecord], None],
         max_failures: int = 0,
+        tries_again: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._space = space
         self._max_failures = max_failures
+        self._tries_again = tries_again
         self._journal = journal
         self._progress = progress
         self._show = show
@@ -87,6 +90,10 @@ class Recorder(Unsaved, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Keep a trial whose worker was lost too often."""
+        if self._tries_again(trial.config.get("trial", -1)):
+            self._progress.running.discard(trial.trial_id)
+            log.debug("trial %d was lost before it began: %s", trial.config["trial"], _cause(trial))
+            return
         self._keep(trials, trial, error=True)
 
     def _keep(self, trials: list[Trial], trial: Trial, error: bool) -> None:

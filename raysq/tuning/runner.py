@@ -94,6 +94,7 @@ def run(
         stop_at_first=stop_at_first,
         warm_start=warm_start,
         room=capacity.room,
+        max_failures=workers.max_failures,
     )
     conductor.replay(earlier)
     packed = sent(job)
@@ -133,14 +134,14 @@ def run(
                 show(record)
                 followers.tell(record)
 
-            recorder = Recorder(prepared.space, journal, progress, tell, workers.max_failures)
+            recorder = Recorder(prepared.space, journal, progress, tell, workers.max_failures, conductor.tries_again)
             tuner = tune.Tuner(
                 bound(job, packed, workers, capacity.memory, board),
                 tune_config=tune.TuneConfig(
                     metric="latency_ratio",
                     mode="min",
                     search_alg=conductor,
-                    num_samples=max_trials + 1,  # the conductor ends first, and says why
+                    num_samples=max_trials * (workers.max_failures + 1) + 1,  # the conductor ends first, and says why
                     max_concurrent_trials=max_trials,  # the conductor's slots are fewer, and change
                     scheduler=NewestFirst(),  # type: ignore[no-untyped-call]
                     reuse_actors=True,

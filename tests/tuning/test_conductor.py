@@ -21,7 +21,7 @@ from raysq.run import Entry, WarmStart
 from raysq.strategies.base import BARRIER, Proposal, Strategy
 from raysq.tuning.capacity import Room
 from raysq.tuning.conductor import Conductor
-from raysq.tuning.records import record
+from raysq.tuning.records import LOST, record
 
 
 def conductor(
@@ -57,6 +57,38 @@ def drive(conductor: Conductor, sim: Simulation, slots: int = 1, stop_after: int
             result = sim.run(conductor.space.recipe(config))
             conductor.on_trial_complete(trial_id, result, error=result["status"] == "failed")
     return list(conductor._entries)
+
+
+def test_a_lost_trial_is_suggested_again() -> None:
+    sim = Simulation()
+    search = conductor(sim, trials=2, max_failures=1)
+    lost = search.suggest("a")
+    search.on_trial_complete("a", error=True)
+    assert search.tries_again(0)
+    assert search.suggest("b") == lost
+    assert not search.tries_again(0)
+    search.on_trial_complete("b", error=True)  # it had its second try
+    assert [r.reason for r in search.history] == [LOST]
+    assert search.suggest("c")["trial"] == 1
+
+
+def test_the_search_ends_only_after_those_that_run() -> None:
+    sim = Simulation()
+    search = conductor(sim, trials=1, max_failures=1)
+    lost = search.suggest("a")
+    assert search.suggest("b") is None
+    search.on_trial_complete("a", error=True)
+    assert search.suggest("c") == lost
+    search.on_trial_complete("c", sim.run(search.space.recipe(lost)))
+    assert search.suggest("d") == Searcher.FINISHED
+    assert search.ended == "all 1 trials were made"
+
+
+def test_an_error_with_a_report_is_no_loss() -> None:
+    search = conductor(Simulation(), max_failures=1)
+    search.suggest("a")
+    search.on_trial_complete("a", {"status": "failed", "reason": "it did"}, error=True)
+    assert [r.reason for r in search.history] == ["it did"]
 
 
 class Stutterer(Searcher):
