@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BF16", "measure", "outputs"]
 
 BF16 = "bf16"  # a float form whose name holds this computes in bf16, any other in fp32
+CHANNELS_LAST = "channels_last"  # so does that of a form that differs by the layout of convolutions' weights only
 RTOL = 1e-3  # of the largest output: fp32 kernels differ in the order of their sums, not in what they compute
 
 
@@ -58,6 +59,8 @@ def measure(
     contest = _Contest(prepared, engine, latency)
     rivals = map(base.get, prepared.rivals)
     forms = list(dict.fromkeys(form for each in (engine, *rivals) for form in each.float_forms()))
+    if prepared.source.channels_last is prepared.source.model:
+        forms = [form for form in forms if CHANNELS_LAST not in form]  # no convolution: it would be timed twice
     champion = contest.fastest_fp32([form for form in forms if BF16 not in form])
     if Objective.MEMORY in goal.objectives:
         prepared.memory_growth(champion)  # a system that can't tell says so before any trial

@@ -93,6 +93,12 @@ def test_a_form_that_fails_to_build_is_dropped():
     assert baseline.dropped == {"broken": "RuntimeError: no compiler"}
 
 
+def test_a_model_without_convolutions_is_not_timed_in_channels_last():
+    baseline = measured(Engine(jit=Form(), **{"jit channels_last": Form()}))
+    assert set(baseline.forms_ms) == {"jit"}
+    assert not baseline.dropped
+
+
 def test_at_most_two_forms_are_alive():
     engine = Engine(a=Form(3), b=Form(2), c=Form(1), d_bf16=Form(1), e_bf16=Form(1))
     measured(engine)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -160,7 +162,7 @@ def run(
                     verbose=0,
                 ),
             )
-            with suppress(KeyboardInterrupt):
+            with suppress(KeyboardInterrupt), _uncounted():
                 tuner.fit()
             if recorder.broken is not None:
                 raise recorder.broken
@@ -205,6 +207,21 @@ def _is_forsaken() -> bool:
     except (OSError, ValueError):
         return True
     return False
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    """Keep Ray Tune from counting callbacks for usage statistics, for which it imports wandb and MLflow: seconds."""
+    usage: Any = sys.modules.get("ray.air._internal.usage")
+    count = getattr(usage, "tag_callbacks", None)
+    if count is None:
+        yield
+        return
+    usage.tag_callbacks = lambda _: False
+    try:
+        yield
+    finally:
+        usage.tag_callbacks = count
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray import cloudpickle, tune
+from ray.air._internal import usage
 
 from raysq import strategies
 from raysq.errors import OptionError
@@ -54,6 +55,15 @@ def search(cluster, prepared, baseline):
         )
 
     return start
+
+
+def test_no_integration_is_imported_to_count_callbacks(search, monkeypatch):
+    counted = []
+    monkeypatch.setattr(usage, "_count_callbacks", lambda callbacks: counted.append(callbacks))  # imports wandb
+    counting = usage.tag_callbacks
+    assert len(search(scores(0.9), trials=1)) == 1
+    assert not counted
+    assert usage.tag_callbacks is counting
 
 
 def scores(*values):
