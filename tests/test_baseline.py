@@ -94,7 +94,9 @@ def test_a_form_that_fails_to_build_is_dropped():
 
 
 def test_a_model_without_convolutions_is_not_timed_in_channels_last():
-    baseline = measured(Engine(jit=Form(), **{"jit channels_last": Form()}))
+    engine = Engine(jit=Form())
+    engine.forms["jit channels_last"] = Form()
+    baseline = measured(engine)
     assert set(baseline.forms_ms) == {"jit"}
     assert not baseline.dropped
 
