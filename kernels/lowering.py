@@ -201,6 +201,7 @@ class _Lowering:
                 self._cast(node)
                 with self._write.before(mark):
                     result = self._write.node("aten::to", value, FLOAT32, False, False, None)
+                result.setType(mark.output().type())
             elif plan is not None and not plan.reason and plan.config.is_int8:
                 int8[name] = node
             mark.output().replaceAllUsesWith(result)
@@ -223,11 +224,23 @@ class _Lowering:
         node.replaceInput(0, self._smoothed[key])
 
     def _cast(self, node: Any) -> None:
-        """Let a node compute in bf16."""
+        """Let a node compute in bf16, on parameters that are held so."""
         for position, value in enumerate(list(node.inputs())):
-            if value.type().kind() == "TensorType" and value.type().scalarType() == "Float":
+            if value.debugName() in self._names:
+                node.replaceInput(position, self._narrow(value))
+            elif value.type().kind() == "TensorType" and value.type().scalarType() == "Float":
                 with self._write.before(node):
                     node.replaceInput(position, self._write.node("aten::to", value, BFLOAT16, False, False, None))
+        node.output().setType(torch._C.TensorType.get())  # the traced one is fp32
+
+    def _narrow(self, parameter: Any) -> Any:
+        """Return the input of the graph that has a parameter in bf16."""
+        name = self._names[parameter.debugName()]
+        narrow = f"{name} in bf16"
+        if narrow not in self._tensors:
+            self._tensors[narrow] = self._tensors[name].detach().to(torch.bfloat16)
+            self._names[self._graph.addInput().debugName()] = narrow
+        return next(value for value in self._graph.inputs() if self._names.get(value.debugName()) == narrow)
 
     def _emit(self, number: int, kernel: Fused) -> None:
         """Write one int8 kernel in the place of the nodes that it computes."""

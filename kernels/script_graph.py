@@ -94,4 +94,6 @@ def module(graph: Any, given: int, held: Mapping[str, Tensor], modules: Mapping[
     source = f"def forward({', '.join(['self', *arguments])}):\n    return computed({inner})\n"
     built._define(ConcreteModuleType.from_jit_type(built._type()), source, {"computed": function}.get)
     torch._C._jit_pass_inline(built._get_method("forward").graph)
-    return torch.jit._recursive.wrap_cpp_module(built)
+    wrapped = torch.jit._recursive.wrap_cpp_module(built)
+    wrapped.__dict__["_computed"] = function  # what was inlined refers to it; an error that finds it gone is a SIGSEGV
+    return wrapped

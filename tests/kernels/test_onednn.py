@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable
@@ -318,6 +319,56 @@ def test_a_saved_module_computes_the_same_bits() -> None:
     torch.jit.save(built.script, file)  # type: ignore[attr-defined]
     file.seek(0)
     assert torch.equal(torch.jit.load(file)(*of.args), built.model(*of.args))
+
+
+class Both(nn.Module):
+    """Convolutions and linear layers in a row, two of which share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.d.weight = self.c.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(self.c(self.b(F.relu(self.a(x))).mean((2, 3))))
+
+
+@pytest.mark.parametrize("calls", ["a", "b", "ab", "c", "cd", "bc", "abcd"])
+def test_a_call_in_bf16_computes_in_bf16_on_weights_held_so(
+    calls: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("raysq.kernels.onednn.has_bf16", lambda: True)  # torch emulates what the CPU lacks
+    torch.manual_seed(0)
+    of = source(Both(), torch.randn(4, 3, 8, 8))
+    recipe = Recipe({**dict.fromkeys("abcd", FP32), **dict.fromkeys(calls, OpConfig(Precision.BF16))})
+    built = engine().build(of, recipe)
+    assert {name for name, precision in built.executed.items() if precision is Precision.BF16} == set(calls)
+    exact, result = of.model(*of.args), built.model(*of.args)
+    assert result.dtype == torch.float32
+    assert 0 < (result - exact).abs().max() < 0.02 * exact.abs().max()
+    assert 0 < code(built).count("torch.to(") <= 2 * len(calls)  # what is read and what is written: no weight
+    built.save(tmp_path)
+    assert torch.equal(load(tmp_path)(*of.args), result)
+
+
+CRASHED = """
+import torch
+from torch import nn
+import raysq
+
+model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+model = raysq.quantize(model, [torch.randn(4, 8)], backend="onednn")
+try:
+    model(torch.randn(4, 5))
+except RuntimeError:
+    print("raised")
+"""
+
+
+def test_an_error_in_a_kernel_is_an_exception() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", CRASHED], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("raised")
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
