@@ -14,6 +14,7 @@ from raysq.arguments import (
     check_limits,
     check_options,
     check_sendable,
+    goal_of,
     journal_path,
     searcher_of,
     sources_of,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from raysq.tuning.trial import QuantTrial
 
 __all__ = ["inspect", "load", "prepare", "quantize", "search_space", "trainable", "tune"]
+
+JUDGED = ("goal", "higher_is_better", "objectives", "num_threads")  # arguments by which trials are judged and timed
 
 
 def tune(
@@ -137,8 +140,8 @@ def tune(
         >>> result = raysq.tune(model, calib, eval_fn, tolerance=0.01)  # doctest: +SKIP
     """
     logs.configure(verbose)
-    check_options(goal=goal, latency=latency, workers=workers)
-    goal = goal or Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
+    check_options(goal=goal, latency=latency, workers=workers, callbacks=callbacks)
+    goal = goal_of(goal, tolerance, criterion, higher_is_better)
     latency, workers = latency or Latency(), workers_of(workers, max_concurrent_trials)
     check_limits(max_trials, timeout_s)
     switches = read_switches(switches)
@@ -209,7 +212,8 @@ def tune(
             header = gather(sources, header, prepared.environment, prepared.space, goal)
             journal, earlier = Journal.create(path, header), tuple[Entry, ...]()
         else:
-            journal, header, earlier = Journal.resume(path, prints)
+            settings = {name: arguments[name] for name in JUDGED} | {"backend": prepared.engine}
+            journal, header, earlier = Journal.resume(path, prints, settings)
         job = Job(prepared, eval_fn, goal, latency, header.baseline)
         sought = replace(job, goal=replace(goal, confirm=None))  # neither searchers nor workers get that split
         if hasattr(searcher, "bind"):

@@ -29,6 +29,7 @@ __all__ = [
     "check_limits",
     "check_options",
     "check_sendable",
+    "goal_of",
     "journal_path",
     "searcher_of",
     "sources_of",
@@ -36,8 +37,10 @@ __all__ = [
     "workers_of",
 ]
 
+FOLLOWS = ("on_trial_result", "begin")  # a method of a Ray Tune callback, and of a study: neither is imported for it
 
-def check_options(**given: Any) -> None:
+
+def check_options(*, callbacks: Any = (), **given: Any) -> None:
     """Refuse option values of another kind.
 
     Raises:
@@ -46,6 +49,31 @@ def check_options(**given: Any) -> None:
     for name, kind in (("goal", Goal), ("latency", Latency), ("workers", Workers)):
         if not isinstance(given[name], kind | None):
             raise OptionError(f"`{name}` must be a raysq.{kind.__name__}, got {given[name]!r}.")
+    if not isinstance(callbacks, Sequence) or not all(map(_follows, callbacks)):
+        raise OptionError(
+            f"`callbacks` must be a list of Ray Tune callbacks and `raysq.OptunaStudy`, got {callbacks!r}."
+        )
+
+
+def _follows(callback: object) -> bool:
+    return not isinstance(callback, type) and any(hasattr(callback, name) for name in FOLLOWS)
+
+
+def goal_of(goal: Goal | None, tolerance: float, criterion: str, higher_is_better: bool) -> Goal:
+    """Return the goal, or the one that the three arguments describe.
+
+    Raises:
+        OptionError: both say something, or a value is out of its range.
+    """
+    described = Goal(tolerance, criterion, higher_is_better)  # type: ignore[arg-type]
+    if goal is None:
+        return described
+    if described != Goal():
+        raise OptionError(
+            "`goal` is given, so `tolerance`, `criterion` and `higher_is_better` would have no effect. Say them in it: "
+            "`raysq.Goal(tolerance, criterion, higher_is_better)`."
+        )
+    return goal
 
 
 def check_limits(max_trials: int, timeout_s: float | None) -> None:
@@ -157,7 +185,7 @@ def sources_of(given: Any, resume: str | Path | None) -> Sequence[EarlierRun | R
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
     found = {}
-    for package in ("raysq", "torch", "ray", "optuna", "intel-extension-for-pytorch"):
+    for package in ("raysq", "torch", "ray", "optuna", "intel-extension-for-pytorch", "openvino"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from raysq.errors import EvaluationError, NoFeasibleRecipe
 from raysq.finalists import Finalist, Finals, Standing
 from raysq.goal import Goal
 from raysq.kernels import base
-from raysq.result import Baseline, Confirmation, Result, TrialRecord
+from raysq.result import Baseline, Confirmation, Result, Status, TrialRecord
 
 if TYPE_CHECKING:
     from raysq.job import Job
@@ -36,13 +36,14 @@ def conclude(
     """Return the finalist of the lowest cost that meets the goal, on the goal's split for confirmation too.
 
     A finalist whose score is an estimate, or whose outputs are not those that the worker saw (another CPU), is scored
-    whole. Trials that hold but were not timed, on nodes that only score, are finalists beside those that were. Where
-    none then holds, other feasible trials are tried, as are five in all where none is confirmed.
-    What holds is tried on the rivals of the backend too, where there are any.
+    whole. One that fails here drops out. Trials that hold but were not timed, on nodes that only score, are finalists
+    beside those that were. Where none then holds, other feasible trials are tried, as are five in all where none is
+    confirmed. What holds is tried on the rivals of the backend too, where there are any.
 
     Raises:
         NoFeasibleRecipe: none meets the goal, or none is confirmed; its `result` is the closest.
         EvaluationError: no trial could be scored.
+        Exception: what the first finalist raised, where none could be built and measured.
     """
     scored = [t for t in trials if t.accuracy_drop is not None and t.int8_calls]
     if not scored:
@@ -79,13 +80,27 @@ def conclude(
     standings: tuple[Standing, ...] = ()
     ordered = sorted((t for t in trials if t.feasible and t.ratio is not None), key=goal.cost)
     untimed = sorted((t for t in trials if t.feasible and t.ratio is None), key=goal.cost)  # by nodes that only score
-    finalists = [*_finalists(ordered, goal), *untimed[:FINALISTS]] or [min(scored, key=lambda t: t.loss)]
+    closest_first = sorted(scored, key=lambda t: (t.status is Status.FAILED, t.loss))
+    finalists = [*_finalists(ordered, goal), *untimed[:FINALISTS]] or closest_first[:1]
     say(f"the best {len(finalists)} are built and timed once more")
-    ranked = sorted(map(finals.measured, finalists), key=lambda f: goal.cost(f.trial))
+    failures: list[Exception] = []
+
+    def measured(trials: Iterable[TrialRecord]) -> Iterator[Finalist]:
+        for trial in trials:
+            try:
+                yield finals.measured(trial)
+            except Exception as exc:  # noqa: BLE001  # kernels and `eval_fn` may raise anything; the others remain
+                failures.append(exc)
+                say(f"trial {trial.trial} drops out: {type(exc).__name__}: {exc}")
+
+    ranked = sorted(measured(finalists), key=lambda f: goal.cost(f.trial))
     rest = (t for t in [*ordered, *untimed] if t not in finalists)
-    others = (f for f in map(finals.measured, rest) if goal.holds(f.trial.loss))
+    others = (f for f in measured(rest) if goal.holds(f.trial.loss))
     holding = [f for f in ranked if goal.holds(f.trial.loss)] or list(islice(others, 1))
     if not holding:
+        ranked = ranked or list(islice(measured(t for t in closest_first if t not in finalists), 1))
+        if not ranked:
+            raise failures[0]
         closest = min(ranked, key=lambda f: f.trial.loss)
         raise NoFeasibleRecipe(
             f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {closest.trial.loss:.4g}. It "
@@ -120,13 +135,13 @@ def _contested(
     They also get the feasible trial with the most calls in int8: what is slow on one may be fast on another.
     """
     trials = [*(f.trial for f in holding), *sorted(ordered, key=lambda t: -t.int8_calls)[:1]]
-    standings, best = [holding[0].standing(holds=True)], list(holding)
+    standings, best = [holding[0].standing(goal, holds=True)], list(holding)
     say(f"backend {standings[0]}")
     for rival in rivals:
         found = finals.carried(trials, base.get(rival))
         if isinstance(found, Finalist):
             best.append(found)
-            found = found.standing(holds=True)
+            found = found.standing(goal, holds=True)
         standings.append(found)
         say(f"backend {found}")
     standings.append(finals.compiled())

@@ -13,7 +13,7 @@ import torch
 from raysq import evaluation, fingerprint
 from raysq.baseline import outputs
 from raysq.errors import BackendError, RaysqError
-from raysq.goal import Objective
+from raysq.goal import Criterion, Goal, Objective
 from raysq.kernels import base, built
 from raysq.latency import Timing
 from raysq.probing import Settled, settled
@@ -45,6 +45,7 @@ class Standing:
         latency_ratio: against the fastest fp32 form, with its 95 % interval.
         holds: whether it meets the goal.
         reason: why it doesn't, or why there is no number.
+        criterion: how the loss is counted.
     """
 
     backend: str
@@ -56,13 +57,14 @@ class Standing:
     latency_ratio: Ratio | None = None
     holds: bool = False
     reason: str = ""
+    criterion: Criterion = Criterion.RELATIVE
 
     def __str__(self) -> str:
         parts = [self.backend]
         if self.latency_ratio is not None:
             parts.append(f"latency {self.latency_ratio.with_interval} of fp32")
         if self.accuracy is not None and self.accuracy_drop is not None:
-            parts.append(f"accuracy {self.accuracy:.4g} ({self.accuracy_drop:+.2%} loss)")
+            parts.append(f"accuracy {self.accuracy:.4g} ({self.criterion.shown(self.accuracy_drop)})")
         return "  ".join([*parts, *filter(None, [self.reason])])
 
 
@@ -75,7 +77,7 @@ class Finalist:
     timing: Timing
     left_in_float: Mapping[str, str] = field(default_factory=dict)
 
-    def standing(self, holds: bool) -> Standing:
+    def standing(self, goal: Goal, holds: bool) -> Standing:
         """Return it as a line of the table of backends."""
         return Standing(
             backend=self.built.backend,
@@ -87,6 +89,7 @@ class Finalist:
             latency_ratio=self.timing.ratio,
             holds=holds,
             reason="" if holds else self.trial.reason,
+            criterion=goal.criterion,
         )
 
 
@@ -147,7 +150,7 @@ class Finals:
             if self._job.goal.holds(finalist.trial.loss):
                 return finalist
             if lacking.accuracy is None:
-                lacking = finalist.standing(holds=False)
+                lacking = finalist.standing(self._job.goal, holds=False)
         return lacking
 
     def compiled(self) -> Standing:

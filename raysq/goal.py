@@ -25,6 +25,10 @@ class Criterion(StrEnum):
     RELATIVE = "relative"
     ABSOLUTE = "absolute"
 
+    def shown(self, drop: float) -> str:
+        """Return a loss as a phrase."""
+        return f"{drop:+.2%} loss" if self is Criterion.RELATIVE else f"{drop:+.4g} loss"
+
 
 class Objective(StrEnum):
     """What can be made small; all but accuracy as a ratio to the fastest fp32 form."""

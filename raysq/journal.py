@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from raysq.checks import is_whole
@@ -61,11 +62,18 @@ class Journal:
         return journal
 
     @classmethod
-    def resume(cls, path: Path, fingerprints: Mapping[str, str]) -> tuple[Journal, Header, tuple[Entry, ...]]:
+    def resume(
+        cls, path: Path, fingerprints: Mapping[str, str], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Journal, Header, tuple[Entry, ...]]:
         """Continue a journal, dropping a last line that was torn by a crash.
 
+        Args:
+            path: of the journal.
+            fingerprints: what the run that goes on is about.
+            settings: "backend" and arguments by which trials are judged and measured.
+
         Raises:
-            ResumeError: missing, damaged, in use, or of a run with other fingerprints.
+            ResumeError: missing, damaged, in use, of a run with other fingerprints, or with other settings.
             StorageError: the path can't be written.
         """
         header, entries = read(path)
@@ -73,6 +81,14 @@ class Journal:
         if differ:
             what = "; ".join(f"{k}: {_get(header, k)} there, {fingerprints.get(k)} now" for k in differ)
             raise ResumeError(f"{path} belongs to another run ({what}). Start a new one: leave out `resume`.")
+        before = {"backend": header.backend, **header.arguments}
+        others = [k for k, value in settings.items() if before.get(k) != value]
+        if others:
+            what = "; ".join(f"{k}: {before.get(k)} there, {settings[k]} now" for k in others)
+            raise ResumeError(
+                f"the trials of {path} were judged or measured otherwise ({what}). Pass it as `warm_start` instead of "
+                "`resume`: a new run judges them anew, and repeats what it must."
+            )
         try:
             file = FileIO(path, "r+")
         except OSError as exc:

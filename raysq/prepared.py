@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -192,6 +193,7 @@ def prepare(
         engines = [base.get(backend) if backend else base.available()]
     batches, args, kwargs = _inputs(model, calib, approach, example_inputs)
     copy, graph = deployable(model, args, kwargs)
+    timed = None if latency_inputs is None else _timed(copy, latency_inputs)
     engine, *rivals = seeded(engines, graph, APPROACHES.get(approach, ()))
     capabilities = engine.capabilities()
     if isinstance(space, SearchSpace):
@@ -216,7 +218,7 @@ def prepare(
     searched, sensitivities = found.space, dict[str, float]()
     if stats is not None and not isinstance(space, SearchSpace):
         searched, sensitivities = ranked(_smoothed(searched, source, smoothing, capabilities), source)
-    latency_args, latency_kwargs = (args, kwargs) if latency_inputs is None else arguments(latency_inputs)
+    latency_args, latency_kwargs = timed or (args, kwargs)
     return Prepared(
         source=source,
         engine=engine.name,
@@ -232,6 +234,18 @@ def prepare(
         calibration_s=calibration_s,
         sensitivities=sensitivities,
     )
+
+
+def _timed(model: nn.Module, latency_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments that are timed, after running the model on them once."""
+    args, kwargs = arguments(latency_inputs)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as exc:
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+        raise OptionError(f"the model must run on `latency_inputs`, and fails (shapes {shapes}): {exc}") from exc
+    return args, kwargs
 
 
 def _smoothing_of(smoothing: Smoothing | bool | None, switch: bool | None) -> Smoothing | bool | None:

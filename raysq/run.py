@@ -126,7 +126,7 @@ class Run:
             if entry.ended_s is None:
                 found.append(None)
                 continue
-            if base + entry.ended_s < last:  # a resumed run's clock begins anew
+            if base + entry.ended_s < last:  # in older journals a resumed run's clock begins anew
                 base = last
             last = base + entry.ended_s
             found.append(last)

@@ -25,7 +25,7 @@ MOST = 5  # recipes of a run that are tried first: a tenth of the default budget
 READ = (journal.FILE, RECIPE_FILE)  # what a directory may hold, the better source first
 FEW = 5  # calls that a message names
 TIE = 1.05  # fp32 forms within this of the fastest are as fast: by chance one or the other wins
-KERNELS = ("raysq", "torch", "intel-extension-for-pytorch")  # whose versions decide what a recipe runs as
+KERNELS = ("raysq", "torch", "intel-extension-for-pytorch", "openvino")  # whose versions decide what a recipe runs as
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from raysq.baseline import measure
 from raysq.conclusion import conclude
 from raysq.errors import BackendError
 from raysq.finalists import COMPILED, Finalist, Finals, Standing
-from raysq.goal import Objective
+from raysq.goal import Goal, Objective
 from raysq.job import Job
 from raysq.kernels import base
 from raysq.latency import Latency, Timing
@@ -72,7 +72,7 @@ def test_a_recipe_is_measured_on_another_backend_as_it_was_saved(job, finals, ri
     recipe = job.prepared.space.default()
     found = finals.carried([trial(0, recipe), trial(1, recipe)], base.get(rival))
     assert isinstance(found, Finalist)
-    standing = found.standing(holds=True)
+    standing = found.standing(Goal(), holds=True)
     assert (standing.backend, standing.recipe, standing.int8_calls) == (rival, recipe.digest, 3)
     found.built.save(tmp_path)
     assert job.eval_fn(raysq.load(tmp_path)) == standing.accuracy < 1 + 1e-9

@@ -27,7 +27,7 @@ class Constrained(Modelled):
     takes options without order as they are. Every experiment that ends is logged in a line, and added to `storage`,
     an Optuna journal: `optuna.load_study(study_name=experiment_name, storage=JournalStorage(JournalFileBackend(file)))`
     or optuna-dashboard show it while the search runs and afterwards. The file is written, never read for proposals; a
-    recipe stands in it once, so that a search that is resumed or repeated under the same name adds what is new.
+    recipe stands in it once, so that a search that is resumed, or repeated with another `name`, adds what is new.
 
     Unlike INC, whose `sigopt` needs an account of a service that has closed and hands the adaptor configs that it
     can't read, it runs here, by the budget of the search instead of 100 trials; "sigopt" is another name of it, which

@@ -91,7 +91,7 @@ def line(progress: Progress, record: TrialRecord) -> str:
     """Return one line about a trial that ended."""
     parts = [f"trial {len(progress.records)}/{progress.max_trials}", record.label or f"#{record.trial}"]
     if record.accuracy is not None and record.accuracy_drop is not None:
-        parts.append(f"accuracy {record.accuracy:.4g} ({record.accuracy_drop:+.2%} loss)")
+        parts.append(f"accuracy {record.accuracy:.4g} ({progress.goal.criterion.shown(record.accuracy_drop)})")
     if record.ratio is not None:
         parts.append(f"latency {record.ratio.with_interval} of fp32")
     if record.reason:

@@ -44,6 +44,7 @@ class Recorder(Unsaved, tune.Callback):
         progress: gets the records.
         show: called with each record afterwards.
         max_failures: how often a trial whose worker was lost is tried again.
+        before_s: seconds that the run took before it was resumed.
         tries_again: whether a trial that Ray gave up is suggested once more, by its number.
     """
 
@@ -54,10 +55,12 @@ class Recorder(Unsaved, tune.Callback):
         progress: Progress,
         show: Callable[[TrialRecord], None],
         max_failures: int = 0,
+        before_s: float = 0.0,
         tries_again: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._space = space
         self._max_failures = max_failures
+        self._before_s = before_s
         self._tries_again = tries_again
         self._journal = journal
         self._progress = progress
@@ -117,7 +120,7 @@ class Recorder(Unsaved, tune.Callback):
             seen=len(self._progress.records) if seen is None else seen,
             pairs=tuple((a, b) for a, b in json.loads(result.get("pairs", "[]"))),
             environment={key: result[key] for key in MACHINE if key in result},
-            ended_s=self._progress.spent_s,
+            ended_s=self._before_s + self._progress.spent_s,
         )
         if self.broken is not None:
             return

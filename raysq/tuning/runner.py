@@ -136,7 +136,15 @@ def run(
                 show(record)
                 followers.tell(record)
 
-            recorder = Recorder(prepared.space, journal, progress, tell, workers.max_failures, conductor.tries_again)
+            recorder = Recorder(
+                prepared.space,
+                journal,
+                progress,
+                tell,
+                max_failures=workers.max_failures,
+                before_s=max((entry.ended_s or 0.0 for entry in earlier), default=0.0),
+                tries_again=conductor.tries_again,
+            )
             tuner = tune.Tuner(
                 bound(job, packed, workers, capacity.memory, board),
                 tune_config=tune.TuneConfig(
