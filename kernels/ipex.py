@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from raysq.arithmetic import QParams
 from raysq.capabilities import Capabilities, OpCapability
+from raysq.copies import state
 from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened, forward_signature
@@ -110,12 +111,12 @@ class QuantizeDequantize:
     """torch's own quantize and dequantize, which oneDNN Graph recognises."""
 
     def __init__(self) -> None:
-        self._rounded: dict[tuple[int, float, int, int], tuple[Tensor, Tensor]] = {}
+        self._rounded: dict[tuple[int, int, float, int, int], tuple[Tensor, Tensor]] = {}
 
     def activation(self, x: Tensor, params: QParams) -> Tensor:
         """Quantize once per tensor and scale: calls that share an input share its integers."""
         scale, zero, grid = float(params.scale), int(params.zero_point), params.grid
-        key = (id(x), scale, zero, grid.qmin)
+        key = (id(x), state(x), scale, zero, grid.qmin)
         if key not in self._rounded:
             clamped = x
             if grid.steps < 255:  # quantize_per_tensor clamps to eight bits, a reduced range has seven

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysq.arithmetic import QParams
+from raysq.copies import state
 from raysq.graph import activation_axis
 from raysq.intercept import Operands, Site
 from raysq.plan import CallPlan
@@ -68,7 +69,7 @@ class Insertion:
     def _multiplied(self, site: Site, operands: Operands, factors: NDArray[np.float32]) -> Operands:
         """Smooth the first activation, once for all calls that share it: they then share its integers too."""
         first, *others = operands.activations
-        key = (id(first), first._version, factors.tobytes())
+        key = (id(first), state(first), factors.tobytes())
         if key not in self._smoothed:
             shape = [1] * first.dim()
             shape[activation_axis(site.op, first.dim())] = -1
