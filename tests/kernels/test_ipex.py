@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
+from int8_calls import engine, int8_everywhere, source
+from torch import Tensor, nn
+
+from raysq.kernels import base
+from raysq.recipe import Approach
 
 CHILDREN = """
 from pathlib import Path
@@ -19,3 +26,57 @@ def test_importing_it_starts_no_process() -> None:
     pytest.importorskip("intel_extension_for_pytorch")
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", CHILDREN], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]  # torch's compiler would keep some ready, for GPUs
+
+
+class WithScalar(nn.Module):
+    """Two linear layers, and between them arithmetic with a tensor that has no axis."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(16, 32), nn.Linear(32, 8), function
+
+    def forward(self, x: Tensor, scalar: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x), scalar))
+
+
+SCALARS = {
+    "times a mean": lambda y, s: y * y.mean(),
+    "plus a mean": lambda y, s: y + y.mean(),
+    "by its largest": lambda y, s: y / y.abs().max(),
+    "by a function of its largest": lambda y, s: y / (y.abs().amax() + 1e-3).sqrt(),
+    "less its smallest": lambda y, s: y - y.min(),
+    "times an input": lambda y, s: y * s,
+    "an input less it": lambda y, s: s - y,
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_arithmetic_with_what_has_no_axis_runs(name: str) -> None:
+    torch.manual_seed(0)
+    of = source(WithScalar(SCALARS[name]), torch.randn(8, 16), torch.tensor(2.0))
+    recipe = int8_everywhere(of, engine("ipex").capabilities(), Approach.STATIC)
+    ours, theirs = (base.get(backend).build(of, recipe).model(*of.args) for backend in ("ipex", "reference"))
+    assert (ours - theirs).abs().max() <= 0.03 * theirs.abs().max()
+
+
+def test_a_tensor_that_changes_is_quantized_again() -> None:
+    torch.manual_seed(0)
+    of = source(Changing(), torch.randn(8, 16))
+    recipe = int8_everywhere(of, engine("ipex").capabilities(), Approach.STATIC)
+    ours, theirs = (base.get(backend).build(of, recipe).model(*of.args) for backend in ("ipex", "reference"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= 0.03 * b.abs().max()
+
+
+class Changing(nn.Module):
+    """Two layers read one tensor, before and after a part of it is set to 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(16, 32)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = x * 1.0
+        before = self.a(h)
+        h[:, :8] = 0
+        return before, self.b(h)
