@@ -43,6 +43,7 @@ from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import executed_precisions, without_unfused
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.qconf import fill, is_smoothed, why_not
+from raysq.kernels.sums import apart
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Granularity, Precision, Recipe, TensorConfig
@@ -281,7 +282,7 @@ class Engine:
         _forget_packed()
         model, plans = swap_dynamic(source.channels_last, source.graph, plans)
         flat = Flattened(model, source.args, source.kwargs)
-        insertion = Insertion(plans, QuantizeDequantize())
+        insertion = Insertion(apart(source.graph, plans), QuantizeDequantize())
         script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
         warm_up(script, flat)
         executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)
