@@ -112,19 +112,20 @@ class QuantizeDequantize:
     """torch's own quantize and dequantize, which oneDNN Graph recognises."""
 
     def __init__(self) -> None:
-        self._rounded: dict[tuple[int, int, float, int, int], tuple[Tensor, Tensor]] = {}
+        self._rounded: dict[tuple[int, int, int, float, int, int], tuple[Tensor, Tensor, Any]] = {}
 
     def activation(self, x: Tensor, params: QParams) -> Tensor:
         """Quantize once per tensor and scale: calls that share an input share its integers."""
         scale, zero, grid = float(params.scale), int(params.zero_point), params.grid
-        key = (id(x), state(x), scale, zero, grid.qmin)
+        trace = torch._C._get_tracing_state()  # a model may be traced twice, with the same tensors
+        key = (id(x), state(x), id(trace), scale, zero, grid.qmin)
         if key not in self._rounded:
             clamped = x
             if grid.steps < 255:  # quantize_per_tensor clamps to eight bits, a reduced range has seven
                 clamped = x.clamp((grid.qmin - zero) * scale, (grid.qmax - zero) * scale)
             dtype = torch.qint8 if grid.qmin < 0 else torch.quint8
-            self._rounded[key] = (x, torch.quantize_per_tensor(clamped, scale, zero, dtype))
-        return self._rounded[key][1].dequantize()
+            self._rounded[key] = (torch.quantize_per_tensor(clamped, scale, zero, dtype), x, trace)  # keeps the ids
+        return self._rounded[key][0].dequantize()
 
     def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
         return x  # a dynamic call that is no module of its own; the plan has left it in float

@@ -254,7 +254,7 @@ def test_a_copy_computes_the_same(openvino: base.Backend) -> None:
 
 def test_a_saved_model_is_int8_and_computes_the_same_bits(openvino: base.Backend, tmp_path) -> None:
     torch.manual_seed(0)
-    of = source(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)), torch.randn(8, 256))
+    of = source(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)), torch.randn(16, 256))
     built = openvino.build(of, everywhere(of))
     built.save(tmp_path)
     loaded = load(tmp_path)
