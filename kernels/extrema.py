@@ -1,4 +1,4 @@
-"""Splits `max` and `min` along an axis in two ops with one result each: oneDNN Graph fails on one with two."""
+"""Writes `max` and `min` as ops with one result along named axes: oneDNN Graph fails on others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ HALVES = {"aten::max": ("aten::amax", "aten::argmax"), "aten::min": ("aten::amin
 def split_extrema(graph: Any) -> None:
     """Compute the values and the places of each extremum by themselves; a half that nothing reads is left out."""
     for node in list(graph.nodes()):
+        if node.kind() in HALVES and node.inputsSize() == 1:
+            with graph.insert_point_guard(node):
+                whole = graph.insert(HALVES[node.kind()][0], [node.input()])
+            node.output().replaceAllUsesWith(whole)
+            node.destroy()
+            continue
         if node.kind() not in HALVES or node.outputsSize() != 2:
             continue
         x, axis, keep = node.inputs()

@@ -20,6 +20,7 @@ from raysq.kernels.aliasing import protect_inputs
 from raysq.kernels.base import TRY_ELSEWHERE
 from raysq.kernels.built import WARM_UP_RUNS, ScriptedModel
 from raysq.kernels.extrema import split_extrema
+from raysq.kernels.scalars import with_axis
 from raysq.kernels.tracing import TRACEABLE
 from raysq.latency import PATIENCE_S
 from raysq.recipe import Precision
@@ -45,6 +46,7 @@ def freeze(flat: Flattened, context: AbstractContextManager[Any] | None = None) 
             raise BackendError(f"TorchScript can't trace the model: {exc}\n{TRACEABLE}") from exc
     protect_inputs(frozen.graph)
     split_extrema(frozen.graph)
+    with_axis(frozen.graph, flat.example)
     return frozen
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysq.arithmetic import Grid, QParams
@@ -27,6 +27,26 @@ PASSING = {  # ops that keep each value as it is, so that they run on integers a
     "aten::contiguous",
     "aten::max_pool2d",
 }
+
+
+ORIGINS = {  # ops whose result may have other sizes than what they read: at another batch, or another length
+    "aten::adaptive_avg_pool2d",
+    "aten::adaptive_max_pool2d",
+    "aten::amax",
+    "aten::amin",
+    "aten::index",
+    "aten::index_select",
+    "aten::max",
+    "aten::mean",
+    "aten::min",
+    "aten::narrow",
+    "aten::select",
+    "aten::slice",
+    "aten::sum",
+}
+
+
+TENSORS = ("TensorType", "ListType", "OptionalType")  # types of values that are tensors, or may hold some
 
 
 @dataclass(frozen=True)
@@ -89,30 +109,33 @@ class Fused:
 
 
 def fuse(
-    calls: Mapping[str, Any], plans: Mapping[str, CallPlan], order: Mapping[str, int], *, alone: bool
+    graph: Any, given: int, calls: Mapping[str, Any], plans: Mapping[str, CallPlan], *, alone: bool
 ) -> list[Fused]:
     """Return the int8 kernels of a graph, in the order of their nodes.
 
     Args:
+        graph: all of it.
+        given: how many of its inputs come first and are the model's.
         calls: nodes of the calls that run in int8.
         plans: theirs.
-        order: place of each node in the graph, by its result's name.
         alone: whether each kernel computes its call only, as where tensors change in place: a kernel in another's
             place would read them too late.
     """
     kernels = [Fused(name, node, plans[name], node) for name, node in calls.items()]
     if alone:
         return kernels
-    for kernel in kernels:
-        if kernel.takes_post_ops:
-            _take_function(kernel)
-            if kernel.function is IDENTITY:
-                _take_sum(kernel, order)
+    fusing = [kernel for kernel in kernels if kernel.takes_post_ops]
+    for kernel in fusing:
+        _take_function(kernel)
+    sums = _Sums(graph, given, kernels)
+    for kernel in fusing:
+        if kernel.function is IDENTITY:
+            sums.take(kernel)
     readers = {k.node.output().debugName(): k for k in kernels}
     for kernel in kernels:
         if kernel.sum is None:
             kernel.result = _integers(kernel, readers)
-    return sorted(kernels, key=lambda kernel: order[kernel.at.output().debugName()])
+    return sorted(kernels, key=lambda kernel: sums.order[kernel.at.output().debugName()])
 
 
 def _same_grid(a: QParams, b: QParams) -> bool:
@@ -150,34 +173,79 @@ def _post_op(node: Any, convolution: bool, after_sum: bool) -> PostOp | None:
     return None
 
 
-def _take_sum(kernel: Fused, order: Mapping[str, int]) -> None:
-    """Let a kernel add what its result alone is added to, and compute a ReLU after that."""
-    value = kernel.at.output()
-    node = _only_reader(value)
-    if node is None or node.kind() != "aten::add" or constant(node.inputsAt(2)) != 1:
-        return
-    addend = int(node.inputsAt(0).debugName() == value.debugName())
-    other = node.inputsAt(addend)
-    if _shape(other) is None or _shape(other) != _shape(value):
-        return
-    if kernel.is_convolution and not _may_be_overwritten(other, node, order):
-        return
-    kernel.sum, kernel.addend, kernel.at = node, addend, node
-    _take_function(kernel)
+class _Sums:
+    """Which kernels add what their result alone is added to.
+
+    A convolution's kernel writes its sum into the tensor that is added, so nothing may read that later: neither a node
+    behind, nor a kernel that took the place of one.
+    """
+
+    def __init__(self, graph: Any, given: int, kernels: Sequence[Fused]) -> None:
+        nodes = list(graph.nodes())
+        self.order = {value.debugName(): place for place, node in enumerate(nodes) for value in node.outputs()}
+        self._origins = _origins(list(graph.inputs())[:given], nodes)
+        self._taken: set[str] = set()
+        self._overwritten: dict[str, int] = {}  # value to the place where a kernel writes into it
+        self._places: dict[str, int] = {}  # result of a node that a kernel computes to the place of the kernel
+        for kernel in kernels:
+            self._places[_name(kernel.node)] = self.order[_name(kernel.at)]
+
+    def take(self, kernel: Fused) -> None:
+        """Let a kernel compute the sum that alone reads its result, where it can, and a ReLU after that."""
+        value = kernel.at.output()
+        node = _only_reader(value)
+        if node is None or node.kind() != "aten::add" or constant(node.inputsAt(2)) != 1 or _name(node) in self._taken:
+            return
+        addend = int(node.inputsAt(0).debugName() == value.debugName())
+        other = node.inputsAt(addend)
+        if not self._grow_alike(value, other):
+            return
+        if kernel.is_convolution and not self._may_be_overwritten(other, node):
+            return
+        taken = replace(kernel, sum=node, addend=addend, at=node)
+        _take_function(taken)
+        place = self.order[_name(taken.at)]
+        if self._overwritten.get(kernel.node.inputsAt(0).debugName(), math.inf) < place:
+            return
+        kernel.sum, kernel.addend, kernel.at, kernel.function = taken.sum, taken.addend, taken.at, taken.function
+        self._taken.add(_name(node))
+        self._places |= {_name(kernel.node): place, _name(node): place}
+        if kernel.is_convolution:
+            self._overwritten[other.debugName()] = place
+
+    def _grow_alike(self, value: Any, other: Any) -> bool:
+        """Whether two values have the same sizes at every batch: a size of 1 may be one against which others grow."""
+        sizes = _shape(value)
+        if sizes is None or sizes != _shape(other):
+            return False
+        return 1 not in sizes or self._origins[value.debugName()] == self._origins[other.debugName()]
+
+    def _may_be_overwritten(self, value: Any, by: Any) -> bool:
+        """Whether a sum may be written into a tensor: nothing reads it later, or holds the same memory."""
+        if value.node().kind() not in (CONVOLUTION, LINEAR, "aten::add", "aten::relu", "aten::hardtanh"):
+            return False
+        here = self.order[_name(by)]
+        for use in value.uses():
+            reader = use.user
+            if reader.outputsSize() != 1:
+                return False
+            place = self.order.get(_name(reader), math.inf)
+            if max(place, self._places.get(_name(reader), 0)) > here:
+                return False
+            if reader.kind() not in (CONVOLUTION, LINEAR, "aten::add", "aten::mul", "aten::relu", "aten::layer_norm"):
+                return False
+        return True
 
 
-def _may_be_overwritten(value: Any, by: Any, order: Mapping[str, int]) -> bool:
-    """Whether a sum may be written into a tensor: nothing reads it later, or holds the same memory."""
-    if value.node().kind() not in (CONVOLUTION, LINEAR, "aten::add", "aten::relu", "aten::hardtanh"):
-        return False
-    here = order[by.output().debugName()]
-    for use in value.uses():
-        reader = use.user
-        if reader.outputsSize() != 1 or order.get(reader.output().debugName(), math.inf) > here:
-            return False
-        if reader.kind() not in (CONVOLUTION, LINEAR, "aten::add", "aten::mul", "aten::relu", "aten::layer_norm"):
-            return False
-    return True
+def _origins(inputs: Sequence[Any], nodes: Sequence[Any]) -> dict[str, frozenset[str]]:
+    """Return what the sizes of each value come from: the model's inputs, and results that have sizes of their own."""
+    found = {value.debugName(): frozenset([value.debugName()]) for value in inputs}
+    for node in nodes:
+        read = [found.get(value.debugName(), frozenset()) for value in node.inputs() if value.type().kind() in TENSORS]
+        for value in node.outputs():
+            name = value.debugName()
+            found[name] = frozenset([name]) if node.kind() in ORIGINS else frozenset().union(*read)
+    return found
 
 
 def _integers(kernel: Fused, readers: Mapping[str, Fused]) -> QParams | None:
@@ -205,6 +273,10 @@ def _readers(value: Any) -> Iterator[Any]:
 def _only_reader(value: Any) -> Any:
     uses = value.uses()
     return uses[0].user if len(uses) == 1 else None
+
+
+def _name(node: Any) -> str:
+    return str(node.output().debugName())
 
 
 def _shape(value: Any) -> list[int] | None:

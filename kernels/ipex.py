@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from raysq.arithmetic import QParams
 from raysq.capabilities import Capabilities, OpCapability
+from raysq.copies import state
 from raysq.deployed import Deployed
 from raysq.errors import BackendError
 from raysq.flattened import Flattened, forward_signature
@@ -42,6 +43,7 @@ from raysq.kernels.dynamic import swap_dynamic
 from raysq.kernels.executed import executed_precisions, without_unfused
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.qconf import fill, is_smoothed, why_not
+from raysq.kernels.sums import apart
 from raysq.kernels.weights import quantized_weight
 from raysq.plan import CallPlan
 from raysq.recipe import Approach, Granularity, Precision, Recipe, TensorConfig
@@ -110,19 +112,20 @@ class QuantizeDequantize:
     """torch's own quantize and dequantize, which oneDNN Graph recognises."""
 
     def __init__(self) -> None:
-        self._rounded: dict[tuple[int, float, int, int], tuple[Tensor, Tensor]] = {}
+        self._rounded: dict[tuple[int, int, int, float, int, int], tuple[Tensor, Tensor, Any]] = {}
 
     def activation(self, x: Tensor, params: QParams) -> Tensor:
         """Quantize once per tensor and scale: calls that share an input share its integers."""
         scale, zero, grid = float(params.scale), int(params.zero_point), params.grid
-        key = (id(x), scale, zero, grid.qmin)
+        trace = torch._C._get_tracing_state()  # a model may be traced twice, with the same tensors
+        key = (id(x), state(x), id(trace), scale, zero, grid.qmin)
         if key not in self._rounded:
             clamped = x
             if grid.steps < 255:  # quantize_per_tensor clamps to eight bits, a reduced range has seven
                 clamped = x.clamp((grid.qmin - zero) * scale, (grid.qmax - zero) * scale)
             dtype = torch.qint8 if grid.qmin < 0 else torch.quint8
-            self._rounded[key] = (x, torch.quantize_per_tensor(clamped, scale, zero, dtype))
-        return self._rounded[key][1].dequantize()
+            self._rounded[key] = (torch.quantize_per_tensor(clamped, scale, zero, dtype), x, trace)  # keeps the ids
+        return self._rounded[key][0].dequantize()
 
     def dynamic(self, x: Tensor, config: TensorConfig) -> Tensor:
         return x  # a dynamic call that is no module of its own; the plan has left it in float
@@ -280,7 +283,7 @@ class Engine:
         _forget_packed()
         model, plans = swap_dynamic(source.channels_last, source.graph, plans)
         flat = Flattened(model, source.args, source.kwargs)
-        insertion = Insertion(plans, QuantizeDequantize())
+        insertion = Insertion(apart(source.graph, plans), QuantizeDequantize())
         script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
         warm_up(script, flat)
         executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)

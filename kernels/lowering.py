@@ -28,6 +28,8 @@ from raysq.weight import weight_of
 __all__ = ["Packing", "lower", "unlowerable"]
 
 UINT8, FLOAT32, BFLOAT16 = 0, 6, 15  # TorchScript's numbers of the types
+CHANNELS_LAST = 2  # and of the memory format
+SUMMING = "onednn::qconv2d_pointwise"  # the kernel of a convolution that takes post-ops
 WINDOW = (3, 4, 5)  # operands of a convolution's node: stride, padding, dilation
 KEPT_BYTES = 256 << 20  # of weights that the last recipe hasn't: those that are tried in turn alternate between few
 
@@ -167,8 +169,7 @@ class _Lowering:
 
     def run(self) -> Any:
         int8 = self._without_marks()
-        order = {value.debugName(): place for place, node in enumerate(self._graph.nodes()) for value in node.outputs()}
-        kernels = fuse(int8, self._plans, order, alone=not self._shared)
+        kernels = fuse(self._graph, self._given, int8, self._plans, alone=not self._shared)
         for number, kernel in enumerate(kernels):
             self._emit(number, kernel)
         self._kept.trim(len(kernels))
@@ -268,13 +269,13 @@ class _Lowering:
             else:
                 sizes = (*(Ints(constant(kernel.node.inputsAt(i))) for i in WINDOW), call.groups)
                 if kernel.other is None:
-                    kind = "onednn::qconv2d_pointwise" if kernel.takes_post_ops else "onednn::qconv_pointwise"
+                    kind = SUMMING if kernel.takes_post_ops else "onednn::qconv_pointwise"
                     value = self._write.node(kind, *head, bias, *sizes, *written, *post)
                 else:
                     value = self._write.node(
-                        "onednn::qconv2d_pointwise",
+                        SUMMING,
                         *head,
-                        kernel.other,
+                        self._in_channels_last(kernel.other),
                         bias,
                         *sizes,
                         *written,
@@ -316,6 +317,12 @@ class _Lowering:
                 integers = self._write.node("aten::clamp_", integers, grid.qmin, grid.qmax)
             self._integers[key] = integers
         return self._integers[key]
+
+    def _in_channels_last(self, value: Any) -> Any:
+        """Return a value in the layout that a convolution writes its sum in."""
+        if value.node().kind() == SUMMING:
+            return value
+        return self._write.node("aten::contiguous", value, CHANNELS_LAST)
 
     def _is_integer(self, value: Any) -> bool:
         """Whether a value is what a kernel wrote as integers, shape changes apart."""

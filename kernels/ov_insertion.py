@@ -22,6 +22,7 @@ __all__ = ["inserted"]
 
 Floats = NDArray[np.float32]
 S8, U8 = (-128, 127), (0, 255)  # the only grids that int8 kernels are chosen for
+BOUNDED_AXIS = 1  # the only one along which FakeQuantize may have a bound for each channel on CPUs
 
 
 def inserted(marked: Marked, plans: Mapping[str, CallPlan]) -> Any:
@@ -95,13 +96,17 @@ class _Rounding:
         """
         if plan is None:
             return x
-        if place == 0 and plan.multiplier is not None:
-            x = self._channelwise(self._ops.multiply, x, plan.multiplier, call)
-        if not _rounds(plan):
+        factors = plan.multiplier if place == 0 else None
+        params = plan.inputs[place] if _rounds(plan) and isinstance(place, int) and place < len(plan.inputs) else None
+        rank = x.get_partial_shape().rank.get_length()
+        if params is not None and factors is not None and activation_axis(call.op, rank) % rank == BOUNDED_AXIS:
+            return self._rounded(x, params, _along(BOUNDED_AXIS, rank, factors))
+        if factors is not None:
+            x = self._channelwise(self._ops.multiply, x, factors, call)
+        if params is not None:
+            return self._rounded(x, params)
+        if isinstance(place, int) or not _rounds(plan):
             return x
-        if isinstance(place, int):
-            params = plan.inputs[place] if place < len(plan.inputs) else None
-            return x if params is None else self._rounded(x, params)
         if place == WEIGHT:
             exact = x if plan.rounded is None else self._ops.constant(plan.rounded).output(0)
             return self._rounded(exact, plan.weights[0]) if plan.weights else x
@@ -116,10 +121,14 @@ class _Rounding:
             self._made[key] = op(x, _along(activation_axis(call.op, rank), rank, factors)).output(0)
         return self._made[key]
 
-    def _rounded(self, x: Any, params: QParams) -> Any:
-        """Round to all eight bits what a smaller grid has clamped before: kernels for 7 bits don't exist."""
+    def _rounded(self, x: Any, params: QParams, factors: Floats | None = None) -> Any:
+        """Round to all eight bits what a smaller grid has clamped before: kernels for 7 bits don't exist.
+
+        What is multiplied before has bounds of its own for each channel: with a product in front, OpenVINO 2026 gives
+        wrong numbers for matrices whose shape is open.
+        """
         grid, scale, zero = params.grid, params.scale, params.zero_point
-        key = _named(x), scale.tobytes(), zero.tobytes(), params.axis, grid.qmin, grid.qmax
+        key = _named(x), scale.tobytes(), zero.tobytes(), params.axis, grid.qmin, grid.qmax, _bytes(factors)
         if key in self._made:
             return self._made[key]
 
@@ -127,15 +136,23 @@ class _Rounding:
             found = np.asarray((of - zero) * scale, np.float32)
             return found if params.axis is None else _along(params.axis, x.get_partial_shape().rank.get_length(), found)
 
+        def before(bounds: Floats) -> Floats:
+            return bounds if factors is None else bounds / factors
+
         y, (qmin, qmax) = x, S8 if grid.qmin < 0 else U8
         if grid.steps < qmax - qmin:
             least, most = bound(grid.qmin), bound(grid.qmax)
             if (least >= 0).all() and _is_only_read_here(y, "Relu"):
                 y = y.get_node().input_value(0)  # what clamps to these does what the function did, and costs the same
-            y = self._ops.maximum(self._ops.minimum(y, most), least)
+            y = self._ops.maximum(self._ops.minimum(y, before(most)), before(least))
         low, high = bound(qmin), bound(qmax)
-        self._made[key] = self._ops.fake_quantize(y, low, high, low, high, qmax - qmin + 1).output(0)
+        rounded = self._ops.fake_quantize(y, before(low), before(high), low, high, qmax - qmin + 1)
+        self._made[key] = rounded.output(0)
         return self._made[key]
+
+
+def _bytes(values: Floats | None) -> bytes:
+    return b"" if values is None else values.tobytes()
 
 
 def _is_only_read_here(x: Any, kind: str) -> bool:

@@ -13,6 +13,7 @@ from raysq.kernels.built import ScriptedModel
 from raysq.kernels.cpu import instruction_sets, lacks_vnni
 from raysq.kernels.floats import FORMS, build_form, freeze, warm_up
 from raysq.kernels.grids import GRANULARITIES
+from raysq.kernels.ipex import without_fusions
 from raysq.recipe import Approach, Precision, QuantDType, Scheme
 from raysq.simulated import simulating
 from raysq.source import Source
@@ -63,7 +64,8 @@ class Engine:
         plans = source.planner.plan(recipe)
         flat = Flattened(source.model, source.args, source.kwargs)
         script = freeze(flat, simulating(source, plans))
-        warm_up(script, flat)
+        with without_fusions():  # IPEX, where it is loaded, sums convolutions into tensors that are still read
+            warm_up(script, flat)
         executed = {n: Precision.FP32 if p.reason else p.config.precision for n, p in plans.items()}
         left = {n: p.reason for n, p in plans.items() if p.reason}
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)

@@ -104,7 +104,8 @@ def conclude(
         closest = min(ranked, key=lambda f: f.trial.loss)
         raise NoFeasibleRecipe(
             f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {closest.trial.loss:.4g}. It "
-            "is in this error's `result`. Allow a larger tolerance, or more trials.",
+            "is in this error's `result`. Allow a larger tolerance (`warm_start` spares what was measured), or more "
+            "trials (`resume`).",
             result(closest, feasible=False),
         )
     if prepared.rivals:

@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-__all__ = ["channels_last", "shared_copy"]
+__all__ = ["cloned", "channels_last", "shared_copy", "state"]
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the weight's dimensions
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def cloned(*inputs: Any) -> Any:
+    """Return what a model is called with, its tensors copied: a forward may change them."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def state(tensor: Tensor) -> int:
+    """Return a number that grows whenever a tensor is changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

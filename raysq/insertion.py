@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysq.arithmetic import QParams
+from raysq.copies import state
 from raysq.graph import activation_axis
 from raysq.intercept import Operands, Site
 from raysq.plan import CallPlan
@@ -39,7 +40,7 @@ class Insertion:
     def __init__(self, plans: Mapping[str, CallPlan], numerics: Numerics) -> None:
         self._plans = plans
         self._numerics = numerics
-        self._smoothed: dict[tuple[int, int, bytes], tuple[Tensor, Tensor]] = {}
+        self._smoothed: dict[tuple[int, int, int, bytes], tuple[Tensor, Tensor, Any]] = {}
 
     def __call__(self, site: Site, operands: Operands) -> Any:
         """Compute one call."""
@@ -68,12 +69,13 @@ class Insertion:
     def _multiplied(self, site: Site, operands: Operands, factors: NDArray[np.float32]) -> Operands:
         """Smooth the first activation, once for all calls that share it: they then share its integers too."""
         first, *others = operands.activations
-        key = (id(first), first._version, factors.tobytes())
+        trace = torch._C._get_tracing_state()  # a model may be traced twice, with the same tensors
+        key = (id(first), state(first), id(trace), factors.tobytes())
         if key not in self._smoothed:
             shape = [1] * first.dim()
             shape[activation_axis(site.op, first.dim())] = -1
-            self._smoothed[key] = (first, first * torch.from_numpy(factors).reshape(shape))
-        return replace(operands, activations=(self._smoothed[key][1], *others))
+            self._smoothed[key] = (first * torch.from_numpy(factors).reshape(shape), first, trace)  # keeps the ids
+        return replace(operands, activations=(self._smoothed[key][0], *others))
 
     def _rounded(self, result: Any, params: QParams) -> Any:
         if isinstance(result, Tensor):

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from raysq.copies import cloned, state
 from raysq.errors import ModelError
 from raysq.graph import Call, ModelGraph, Node, OpType
 from raysq.intercept import CALLS, Function, Interceptor, Operands, Site
@@ -57,6 +58,7 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
     The copy shares the model's weights, those that it computes apart, is in eval mode, has its in-place ops out of
     place where that changes no output, and its batch norms folded into the convolutions and linear layers before them.
+    Where the forward changes its inputs, that of the copy changes copies of them.
 
     Raises:
         ModelError: on a device other than the CPU, not copyable, failing on the inputs, nothing to quantize.
@@ -66,7 +68,13 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         log.info("the model is in train mode: raysq works on a copy of it in eval mode.")
     plain = bake(evaluating(model))
     with torch.no_grad():
-        wanted = _run(plain, args, kwargs)
+        given = cloned(args, dict(kwargs))
+        before = [state(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        wanted = _run(plain, *given)
+        protects = before != [state(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        if protects:
+            plain.register_forward_pre_hook(_on_copies, with_kwargs=True)
+            model = plain
         candidate = bake(evaluating(model))
         for module in candidate.modules():
             if getattr(module, "inplace", False) is True:
@@ -153,7 +161,7 @@ class _Recorder:
             self._own[name.rpartition(".")[0], id(parameter)] = name
             if parameter.untyped_storage().nbytes():
                 self._storages.setdefault(parameter.untyped_storage().data_ptr(), {})[name] = parameter
-        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor to its value, and its state as such
         self._made = 0
         self._operands: Operands | None = None
         self._canonical: dict[int, str] = {}
@@ -168,12 +176,15 @@ class _Recorder:
     def function(self, function: Function, site: Site | None, result: Any) -> None:
         tensors = [t for t in tree_leaves((function.args, dict(function.kwargs))) if isinstance(t, Tensor)]
         parameters = tuple(self._own.get((function.module, id(t)), self._names[t]) for t in tensors if t in self._names)
-        inputs = tuple(self._value(t) for t in tensors if t not in self._names)
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if function.name == "__setitem__":
+            made = tensors[:1]
+        changed = [id(t) for t in made]
+        inputs = tuple(self._value(t, after=id(t) in changed) for t in tensors if t not in self._names)
         if site is not None and self._operands is not None:
             self.calls.append(self._describe(site, self._operands, result))
             self._operands = None
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if not made and function.name != "__setitem__":
+        if not made:
             return  # asks a tensor for its size or type
         outputs, shapes = tuple(map(self._new_value, made)), tuple(tuple(t.shape) for t in made)
         where = f"{function.module}:{function.name}" if function.module else function.name
@@ -196,15 +207,16 @@ class _Recorder:
             tensors = describe(tree, "the model's output", omit=True)[0]
         except ModelError:  # it can't be deployed like that; who asks for its graph may want it all the same
             tensors = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
-        return tuple(self._values[t] for t in tensors if t in self._values)
+        return tuple(self._value(t) for t in tensors if t in self._values)
 
-    def _value(self, tensor: Tensor) -> int:
-        known = self._values.get(tensor)
-        return self._new_value(tensor) if known is None else known
+    def _value(self, tensor: Tensor, *, after: bool = False) -> int:
+        """Return the value that a tensor is; or was, where it is asked `after` a function that changed it."""
+        value, known = self._values.get(tensor, (0, -1))
+        return value if value and (after or known == state(tensor)) else self._new_value(tensor)
 
     def _new_value(self, tensor: Tensor) -> int:
         self._made += 1
-        self._values[tensor] = self._made
+        self._values[tensor] = self._made, state(tensor)
         return self._made
 
     def _describe(self, site: Site, operands: Operands, result: Any) -> Call:
@@ -332,6 +344,10 @@ def evaluating(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"the model must be copyable, as raysq quantizes a copy, never the model itself: {exc}."
         ) from exc
+
+
+def _on_copies(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return cloned(args, kwargs)
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -94,7 +95,8 @@ def _sample(tree: Any, index: int, size: int) -> Any:
         if value.dim() and value.shape[0] % size == 0:
             share = value.shape[0] // size
             value = value[index * share : (index + 1) * share]
-        return value.detach().clone().numpy()
+        kept = value.detach().clone()
+        return kept if kept.dtype == torch.bfloat16 else kept.numpy()  # numpy has no bf16
 
     return tree_map(pick, tree)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raysq import fingerprint
 from raysq.calibration_data import Batch, samples
+from raysq.copies import state
 from raysq.errors import CalibrationError
 from raysq.graph import ModelGraph, activation_axis
 from raysq.histogram import LIMIT, HistogramBuilder
@@ -107,8 +108,7 @@ class _Observer:
             fingerprint.feed(self._hash, tensor)
         size = samples(batch)
         self._items.choose(batch, size)
-        mask = batch.kwargs.get("attention_mask")
-        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        mask = _kept_tokens(batch.kwargs.get("attention_mask"), size)
         self._batch = _Batch(mask, *self._choose_positions(size, mask))
         self._samples += size
         self._batches += 1
@@ -165,6 +165,14 @@ class _Observer:
         )
 
 
+def _kept_tokens(mask: Any, size: int) -> Tensor | None:
+    """Return which tokens an attention mask (batch, length) keeps; None where it is none, as an additive one."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != size:
+        return None
+    kept = mask.bool()
+    return kept if bool(kept.any()) and bool((mask == kept).all()) else None
+
+
 class _Batch:
     """What of the current batch is kept, and which of its activations were counted already."""
 
@@ -175,13 +183,13 @@ class _Batch:
         places: NDArray[np.float64],
     ) -> None:
         self.mask, self.slots, self.places = mask, slots, places
-        self._counted: dict[str, Tensor] = {}
+        self._counted: dict[str, tuple[Tensor, int]] = {}
 
     def first_time(self, name: str, tensor: Tensor) -> bool:
-        """Whether this tensor was not yet counted under this name."""
-        known = self._counted.get(name)
-        self._counted[name] = tensor
-        return known is not tensor
+        """Whether this tensor, with these values, was not yet counted under this name."""
+        known, version = self._counted.get(name, (None, 0))
+        self._counted[name] = tensor, state(tensor)
+        return known is not tensor or version != state(tensor)
 
     def without_padding(self, tensor: Tensor, axis: int) -> Tensor:
         """Return the values of tokens that are not padding, channels still along `axis`."""
@@ -191,9 +199,13 @@ class _Batch:
 
 
 class _Channels:
-    """Smallest and largest value and mean per channel."""
+    """Smallest and largest value and mean per channel.
+
+    Where batches differ in how many there are, such as positions of sequences, all get those of the whole.
+    """
 
     def __init__(self, channels: int) -> None:
+        self._varies = False
         self.low = torch.full((channels,), math.inf)
         self.high = torch.full((channels,), -math.inf)
         self._sum = torch.zeros(channels, dtype=torch.float64)
@@ -201,15 +213,18 @@ class _Channels:
 
     def add(self, values: Tensor, axis: int) -> tuple[float, float]:
         """Count values and return the smallest and the largest of them, (inf, -inf) for none."""
-        if values.shape[axis] != self.low.shape[0] or not values.numel():
-            return math.inf, -math.inf  # a channel count that depends on the batch: per channel means nothing
+        if not values.numel():
+            return math.inf, -math.inf
+        if values.shape[axis] != len(self.low):
+            self._varies = True
+            values, axis = values.reshape(-1, 1), -1
         others = [d for d in range(values.dim()) if d != axis % values.dim()]
         if not others:
             values, others = values[None], [0]
         low, high = values.amin(others), values.amax(others)
         if bool((torch.maximum(-low, high) <= LIMIT).all()):  # so written, a NaN fails too
             self._sum += values.sum(others).double()
-            self._count += values.numel() // len(self.low)
+            self._count += values.numel() // values.shape[axis]
         else:
             usable = values.abs() <= LIMIT
             low = values.where(usable, math.inf).amin(others)
@@ -220,6 +235,11 @@ class _Channels:
         return float(low.min()), float(high.max())
 
     def build(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        if self._varies:
+            self.low.fill_(self.low.min())
+            self.high.fill_(self.high.max())
+            self._sum.fill_(self._sum.mean())
+            self._count.fill_(self._count.mean())
         mean = (self._sum / self._count.clamp_min(1)).float()
         return self.low.numpy(), self.high.numpy(), mean.numpy()
 
@@ -245,7 +265,7 @@ class _Activation:
 
     def _sample(self, tensor: Tensor, axis: int, batch: _Batch, window: Window | None) -> None:
         wanted = batch.slots < self._slots
-        if not wanted.any():
+        if not wanted.any() or not tensor.numel():
             return
         slots, places = batch.slots[wanted], batch.places[wanted]
         if window is not None and len(window.kernel) > 0 and math.prod(window.kernel) > 1:

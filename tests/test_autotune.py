@@ -34,6 +34,7 @@ from raysq.errors import (
     RecipeError,
 )
 from raysq.goal import Criterion, Goal
+from raysq.graph import OpType
 from raysq.inspection import deployable
 from raysq.kernels import base
 from raysq.kernels.built import ScriptedModel
@@ -354,7 +355,8 @@ def int8(of: Source, **kwargs: Any) -> Recipe:
         Precision.INT8,
         activation=TensorConfig(QuantDType.U8, Scheme.AFFINE, reduce_range=capabilities.reduce_range),
     )
-    return Recipe({call.name: config for call in of.graph.calls if call.op in capabilities.ops}, **kwargs)
+    kinds = capabilities.ops.keys() - {OpType.ADD}  # which CPUs with VNNI have in int8, where something takes it so
+    return Recipe({call.name: config for call in of.graph.calls if call.op in kinds}, **kwargs)
 
 
 def test_a_smoothed_recipe_computes_what_its_configuration_computes_in_a_script(tmp_path: Path) -> None:
@@ -629,7 +631,7 @@ def test_if_nothing_passes_the_error_carries_the_best(cluster: None, tmp_path: P
     quantization = ipex_quantization()
     prepared = quantization.prepare(Net().eval(), quantization.default_static_qconfig_mapping, example_inputs=(X[:32],))
     prepared.load_qconf_summary(str(tmp_path / "closest" / "configure.json"))
-    assert closeness(frozen(prepared, X[:32])) == result.accuracy
+    assert closeness(frozen(prepared, X[:32])) == pytest.approx(result.accuracy, abs=1e-6)
 
 
 # --- the RFC's example ---

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray import tune
 from torch import nn
 
 import raysq
@@ -116,6 +117,16 @@ OPTIONS = {
     "tolerance is text": ({"tolerance": "1%"}, OptionError, "`tolerance`", "must be a number"),
     "criterion misspelt": ({"criterion": "relativ"}, OptionError, "criterion 'relativ'", "mean 'relative'"),
     "direction is text": ({"higher_is_better": "no"}, OptionError, "`higher_is_better`", "True or False"),
+    "a goal, and a tolerance beside it": (
+        {"goal": raysq.Goal(0.02), "tolerance": 0.05},
+        OptionError,
+        "`goal` is given",
+        "Goal(",
+    ),
+    "a goal, and a direction": ({"goal": raysq.Goal(0.02), "higher_is_better": False}, OptionError, "`goal` is given"),
+    "no list of callbacks": ({"callbacks": None}, OptionError, "`callbacks` must be a list", "None"),
+    "a callback that is none": ({"callbacks": [print]}, OptionError, "`callbacks` must be a list", "print"),
+    "a callback's class": ({"callbacks": [tune.Callback]}, OptionError, "`callbacks` must be a list", "Callback"),
     "goal is a number": ({"goal": 0.01}, OptionError, "`goal`", "raysq.Goal"),
     "latency is a number": ({"latency": 0.5}, OptionError, "`latency`", "raysq.Latency"),
     "workers is a number": ({"workers": 2}, OptionError, "`workers`", "raysq.Workers"),
@@ -296,6 +307,12 @@ def test_spaces(case: str, tmp_path: Path) -> None:
     arguments, error, *says = SPACES[case]
     batches, calls = refused(tmp_path, error, tuple(says), **arguments)
     assert batches.read <= 1
+    assert calls.made == 0
+
+
+def test_inputs_to_time_that_the_model_cannot_take(tmp_path: Path) -> None:
+    says = ("must run on `latency_inputs`", "(2, 5)")
+    _, calls = refused(tmp_path, OptionError, says, latency_inputs=torch.randn(2, 5))
     assert calls.made == 0
 
 

@@ -114,6 +114,54 @@ def winner(result):
 FAST, SLOWER, SLOWEST = Model(0, 0.4), Model(1, 0.43), Model(2, 0.8)
 
 
+class Failing(Engine):
+    """An engine on which some models can't be built any more."""
+
+    def __init__(self, models, *failing):
+        super().__init__(models)
+        self.failing = failing
+
+    def build(self, source, wanted):
+        if self.models[wanted] in self.failing:
+            raise RuntimeError("could not execute a primitive")
+        return super().build(source, wanted)
+
+
+def test_a_finalist_that_fails_drops_out():
+    models = [SLOWER, FAST]
+    assert winner(concluded(models, Goal(), engine=Failing(models, FAST))) == SLOWER.number
+    models = [FAST, SLOWEST]  # SLOWEST would be no finalist
+    assert winner(concluded(models, Goal(), engine=Failing(models, FAST))) == SLOWEST.number
+
+
+def test_a_finalist_that_cannot_be_scored_drops_out():
+    def eval_fn(model):
+        if model.number == FAST.number:
+            raise EvaluationError("one of them is nan.")
+        return model.accuracy
+
+    found = [early(FAST, 0.995), trial(SLOWER)]
+    assert winner(concluded([FAST, SLOWER], Goal(), found, eval_fn)) == SLOWER.number
+
+
+def test_where_every_finalist_fails_the_first_failure_is_told():
+    models = [FAST, SLOWER]
+    with pytest.raises(RuntimeError, match="primitive"):
+        concluded(models, Goal(), engine=Failing(models, *models))
+
+
+def test_the_closest_is_one_that_works():
+    bad, worse = Model(3, 0.5, accuracy=0.9), Model(4, 0.5, accuracy=0.8)
+    failed = replace(trial(bad), status=Status.FAILED, ratio=None, latency_ratio=None)
+    models = [bad, worse]
+    with pytest.raises(NoFeasibleRecipe) as caught:
+        concluded(models, Goal(), [failed, trial(worse)], engine=Failing(models, bad))
+    assert winner(caught.value.result) == worse.number
+    with pytest.raises(NoFeasibleRecipe) as caught:
+        concluded(models, Goal(), engine=Failing(models, bad))
+    assert winner(caught.value.result) == worse.number
+
+
 def test_the_fastest_that_holds_wins_and_nothing_is_confirmed_without_a_split():
     result = concluded([SLOWEST, SLOWER, FAST], Goal())
     assert (winner(result), result.feasible, result.confirmation) == (0, True, None)

@@ -414,6 +414,21 @@ def test_resume_with_something_else_says_what(ended: Path, differs: str, same: A
     assert not any(f"{name}:" in message for name in same)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "differs"),
+    [
+        ({"tolerance": 0.3}, "goal: .*there, at most 30.000% relative loss now"),
+        ({"backend": "onednn"}, "backend: reference there, onednn now"),
+        ({"num_threads": 2}, "num_threads: 1 there, 2 now"),
+    ],
+)
+def test_trials_that_were_judged_otherwise_are_for_a_warm_start(
+    ended: Path, arguments: dict[str, Any], differs: str
+) -> None:
+    with pytest.raises(ResumeError, match=f"{differs}.*`warm_start`"):
+        raysq.tune(mlp(), [X], one, **{**OPTIONS, "resume": ended, **arguments})
+
+
 def test_a_refused_resume_leaves_the_journal_as_it_was(ended: Path) -> None:
     before = (ended / "journal.jsonl").read_bytes()
     with pytest.raises(ResumeError):

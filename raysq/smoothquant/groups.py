@@ -223,6 +223,8 @@ def _absorbed(graph: ModelGraph, call: Call) -> Group | None:
     """Return the group of the whole stream that a call reads, None if its division can't be absorbed."""
     if not graph.out_of_place or not graph.outputs:
         return None  # what the record doesn't follow: tensors that are read under another name, returned in a class
+    if len(graph.node_of[call.name].inputs) != len(call.tensors):
+        return None  # a bias that is computed is an input too
     axis = _matrix_axis(call)
     stream = _Stream(graph, call.input_shapes[0][axis])
     try:

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from int8_calls import engine as named
 from int8_calls import source
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from raysq.kernels import base, lowering
 from raysq.kernels.built import load
@@ -163,6 +165,89 @@ def test_other_batch_sizes_run() -> None:
     built = engine().build(of, int8(of))
     x = torch.randn(5, 6, 16)
     assert torch.allclose(built.model(x), torch.cat([built.model(row[None]) for row in x]), atol=1e-5)
+
+
+class Positions(nn.Module):
+    """A linear layer, and positions that every row gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.positions = nn.Linear(8, 8), nn.Parameter(torch.randn(1, 20, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + self.positions[:, : x.shape[1]]
+
+
+class ReadAgain(nn.Module):
+    """What one convolution is added to is read by another, whose ReLU comes behind the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.a(x)
+        second = self.b(first)
+        total = self.c(x) + first
+        return F.relu(second), total
+
+
+class Branches(nn.Module):
+    """Two convolutions of one image, added up, as in RepVGG."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) + self.c(x))
+
+
+class Residual(nn.Module):
+    """Two linear layers around a ReLU, and what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.relu(self.up(x)))
+
+
+IMAGE, ROWS = (3, 8, 8), (6, 8)
+SUMS: dict[
+    str, tuple[Callable[[], nn.Module], tuple[int, ...], int]
+] = {  # model, sizes of an item, sums that are fused
+    "positions": (Positions, ROWS, 0),
+    "read again": (ReadAgain, IMAGE, 0),
+    "branches": (partial(Branches, 3), IMAGE, 1),
+    "a branch of 1x1": (partial(Branches, 1), IMAGE, 1),
+    "residual": (Residual, ROWS, 1),
+}
+
+
+@pytest.mark.parametrize("traced", [1, 4])
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_is_that_of_any_batch(name: str, traced: int) -> None:
+    torch.manual_seed(0)
+    make, sizes, fused = SUMS[name]
+    of = source(make().eval(), torch.randn(traced, *sizes))
+    recipe = int8(of)
+    built, reference = engine().build(of, recipe), base.get("reference").build(of, recipe)
+    assert code(built).count('"add"') + code(built).count('"sum"') == fused
+    for batch in (traced, 3, 1):
+        x = torch.randn(batch, *sizes)
+        for ours, theirs in zip(tree_leaves(built.model(x)), tree_leaves(reference.model(x)), strict=True):
+            assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_both_of_two_convolutions_that_are_added_up_run_in_int8(kernel: int) -> None:
+    torch.manual_seed(0)
+    of = source(Branches(kernel).eval(), torch.randn(4, *IMAGE))
+    built = engine().build(of, int8(of))
+    assert code(built).count("ops.onednn.qconv2d_pointwise") == 2
+    assert "_convolution" not in code(built)
 
 
 class Changed(nn.Module):

@@ -254,7 +254,7 @@ def test_a_copy_computes_the_same(openvino: base.Backend) -> None:
 
 def test_a_saved_model_is_int8_and_computes_the_same_bits(openvino: base.Backend, tmp_path) -> None:
     torch.manual_seed(0)
-    of = source(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)), torch.randn(8, 256))
+    of = source(nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)), torch.randn(16, 256))
     built = openvino.build(of, everywhere(of))
     built.save(tmp_path)
     loaded = load(tmp_path)
@@ -308,3 +308,28 @@ def test_a_model_that_cannot_be_converted_is_a_backend_error(openvino: base.Back
     of = source(Odd(), torch.randn(8, 8))
     with pytest.raises(BackendError, match="OpenVINO can't"):
         openvino.build(of, everywhere(of))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8)), (32,)),
+        (lambda: nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8)), (6, 32)),
+        (lambda: nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 4)), (3, 8, 8)),
+    ],
+    ids=["matrices", "sequences", "an image and a matrix"],
+)
+def test_a_smoothed_model_computes_the_same_at_any_batch(
+    build: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    batches = [torch.randn(8, *shape) for _ in range(2)]
+    smoothing = raysq.Smoothing(alpha=0.5)
+    int8 = raysq.quantize(model, batches, backend="openvino", smoothing=smoothing)
+    assert int8.recipe.smoothing
+    x = batches[0][:5]
+    with torch.no_grad():
+        first, second, exact = int8(x), int8(x), model(x)  # the second call has a network of its own
+    assert error(first, exact) < 0.1
+    assert error(first, second) < 0.02

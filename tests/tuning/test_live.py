@@ -86,6 +86,11 @@ def test_lines():
     assert line(progress(GOOD, FAILED), FAILED) == "trial 2/10  #3  failed: ValueError: [bold]"
 
 
+def test_an_absolute_loss_is_in_the_unit_of_the_score():
+    record = replace(GOOD, accuracy=12.7, accuracy_drop=0.4)
+    assert "accuracy 12.7 (+0.4 loss)" in line(replace(progress(record), goal=Goal(0.5, "absolute")), record)
+
+
 @pytest.mark.parametrize(("verbose", "expected"), [(0, ""), (1, "trial 1/10  #3  failed: ValueError: [bold]\n")])
 def test_elsewhere_a_line_per_trial(verbose, expected):
     console = Console(file=io.StringIO(), width=20)
