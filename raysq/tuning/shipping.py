@@ -8,13 +8,16 @@ are mapped; other tensors (buffers, data held by eval_fn) are copied on arrival.
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 import sys
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -100,7 +103,11 @@ def pack_eval_fn(eval_fn: Any) -> Packed:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Takes dense CPU tensors out as the bytes of their storages."""
+    """Takes dense CPU tensors out as the bytes of their storages, and context variables by their names.
+
+    A function inside of another one, such as the hooks of transformers' models, travels with the globals that it reads;
+    a context variable among them can't, and means something only as the one that its module has.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -109,6 +116,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in (Tensor, nn.Parameter) and obj.device.type == "cpu" and obj.layout is torch.strided:
             return self._reduce(obj)
+        if _holds_context(obj) and (place := _global_name(obj)):
+            return _global, place
         return super().reducer_override(obj)  # type: ignore[no-untyped-call]
 
     def _reduce(self, tensor: Tensor) -> Any:
@@ -124,6 +133,23 @@ class _Pickler(cloudpickle.Pickler):
             self._storages[storage.data_ptr()] = data
         layout = (dense.storage_offset(), tuple(dense.shape), dense.stride())
         return _tensor, (data, dense.dtype, layout, type(tensor) is nn.Parameter, tensor.requires_grad)
+
+
+def _holds_context(value: Any) -> bool:
+    return isinstance(value, ContextVar) or any(
+        isinstance(v, ContextVar) for v in getattr(value, "__dict__", {}).values()
+    )
+
+
+def _global_name(value: Any) -> tuple[str, str] | None:
+    """Return the module of which a value is a global, and its name there."""
+    modules = [(name, m) for name, m in sys.modules.items() if isinstance(m, ModuleType) and name != "__main__"]
+    found = ((name, key) for name, module in modules for key, v in list(vars(module).items()) if v is value)
+    return next(found, None)
+
+
+def _global(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def _tensor(

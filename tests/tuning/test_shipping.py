@@ -1,6 +1,7 @@
 """What goes through Ray's object store comes out equal, tied where it was tied, without copies of the weights."""
 
 import functools
+import importlib
 import threading
 
 import numpy as np
@@ -130,3 +131,24 @@ def test_workers_map_the_weights(cluster):
     assert mapped  # ... and the weight lies in it
     np.testing.assert_allclose(output, model(torch.ones(2000)).detach().numpy(), rtol=1e-4, atol=1e-4)
     assert half == 10
+
+
+def test_a_hook_that_reads_a_context_variable_travels(tmp_path, monkeypatch):
+    source = (
+        "from contextvars import ContextVar\n"
+        "class Holder:\n    def __init__(self): self.variable = ContextVar('held', default=1)\n"
+        "plain, held = ContextVar('plain', default=2), Holder()\n"
+        "def install(module):\n"
+        "    def hook(module, args, output): return output * plain.get() * held.variable.get()\n"
+        "    module.register_forward_hook(hook)\n"
+    )
+    (tmp_path / "hooked.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hooked = importlib.import_module("hooked")
+    model = nn.Linear(4, 2).eval()
+    hooked.install(model)
+    again = unpack(pack_model(model))
+    hooked.plain.set(3)
+    x = torch.ones(1, 4)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
