@@ -8,6 +8,8 @@ are mapped; other tensors (buffers, data held by eval_fn) are copied on arrival.
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import importlib
 import io
 import pickle
@@ -25,8 +27,10 @@ import torch
 from numpy.typing import NDArray
 from ray import cloudpickle
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from raysq.errors import EvaluationError, ModelError
+from raysq.parametrization import bake
 
 __all__ = ["Packed", "pack", "pack_eval_fn", "pack_model", "unpack"]
 
@@ -116,6 +120,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in (Tensor, nn.Parameter) and obj.device.type == "cpu" and obj.layout is torch.strided:
             return self._reduce(obj)
+        if isinstance(obj, nn.Module) and is_parametrized(obj):  # torch pickles none
+            return _same, (bake(copy.deepcopy(obj)),)
         if _holds_context(obj) and (place := _global_name(obj)):
             return _global, place
         return super().reducer_override(obj)  # type: ignore[no-untyped-call]
@@ -148,8 +154,22 @@ def _global_name(value: Any) -> tuple[str, str] | None:
     return next(found, None)
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 def _global(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
+
+
+def _variable(variable: ContextVar[Any]) -> Any:
+    place = _global_name(variable)
+    return (_global, place) if place else (ContextVar, (variable.name,))
+
+
+copyreg.pickle(
+    ContextVar, _variable
+)  # for Ray's snapshot of a search too, which holds the model and which nobody reads
 
 
 def _tensor(

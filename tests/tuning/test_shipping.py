@@ -152,3 +152,11 @@ def test_a_hook_that_reads_a_context_variable_travels(tmp_path, monkeypatch):
     x = torch.ones(1, 4)
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
+
+
+def test_an_evaluation_may_hold_a_model_with_parametrizations():
+    held = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 2, 3)), nn.ReLU()).eval()
+    x = torch.randn(1, 4, 8)
+    with torch.no_grad():
+        assert torch.equal(unpack(pack_eval_fn(lambda _: held(x)))(None), held(x))
+    assert nn.utils.parametrize.is_parametrized(held[0])
