@@ -429,7 +429,7 @@ def test_hugging_face_evaluation_runs_unchanged(cluster: None, bert: SimpleNames
 @pytest.fixture
 def tune(cluster: None, tmp_path: Path) -> Any:
     def start(model: nn.Module, eval_fn: Any, **options: Any) -> raysq.Result:
-        given = {"backend": "reference", "tolerance": 0.1, "max_trials": 2, "storage_path": tmp_path, "name": "run"}
+        given = {"backend": "reference", "goal": Goal(0.1), "max_trials": 2, "storage_path": tmp_path, "name": "run"}
         return raysq.tune(model, [X[:128]], eval_fn, **{**QUICK, **given, **options})
 
     return start
@@ -466,7 +466,7 @@ def test_where_lower_is_better_a_loss_may_grow_by_the_tolerance(tune: Any) -> No
     def eval_fn(candidate: nn.Module) -> torch.Tensor:
         return nn.functional.cross_entropy(candidate(X), wanted)
 
-    result = tune(model, eval_fn, higher_is_better=False)
+    result = tune(model, eval_fn, goal=Goal(0.1, higher_is_better=False))
     grown = (result.accuracy - result.baseline.accuracy) / result.baseline.accuracy
     assert result.accuracy_drop == pytest.approx(grown)
     assert grown <= 0.1
