@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from raysq.arithmetic import Grid, QParams
@@ -126,7 +126,7 @@ def fuse(
         return kernels
     fusing = [kernel for kernel in kernels if kernel.takes_post_ops]
     for kernel in fusing:
-        _take_function(kernel)
+        kernel.function, kernel.at = _function_after(kernel.node, kernel.is_convolution)
     sums = _Sums(graph, given, kernels)
     for kernel in fusing:
         if kernel.function is IDENTITY:
@@ -143,12 +143,11 @@ def _same_grid(a: QParams, b: QParams) -> bool:
     return a.grid == b.grid and float(a.scale) == float(b.scale) and int(a.zero_point) == int(b.zero_point)
 
 
-def _take_function(kernel: Fused) -> None:
-    """Let a kernel compute the function that alone reads its result."""
-    node = _only_reader(kernel.at.output())
-    function = None if node is None else _post_op(node, kernel.is_convolution, kernel.sum is not None)
-    if function is not None:
-        kernel.function, kernel.at = function, node
+def _function_after(node: Any, convolution: bool, after_sum: bool = False) -> tuple[PostOp, Any]:
+    """Return the function that alone reads a result, and its node; IDENTITY and the same node where there is none."""
+    reader = _only_reader(node.output())
+    function = None if reader is None else _post_op(reader, convolution, after_sum)
+    return (IDENTITY, node) if function is None else (function, reader)
 
 
 def _post_op(node: Any, convolution: bool, after_sum: bool) -> PostOp | None:
@@ -202,12 +201,11 @@ class _Sums:
             return
         if kernel.is_convolution and not self._may_be_overwritten(other, node):
             return
-        taken = replace(kernel, sum=node, addend=addend, at=node)
-        _take_function(taken)
-        place = self.order[_name(taken.at)]
+        function, at = _function_after(node, kernel.is_convolution, after_sum=True)
+        place = self.order[_name(at)]
         if self._overwritten.get(kernel.node.inputsAt(0).debugName(), math.inf) < place:
             return
-        kernel.sum, kernel.addend, kernel.at, kernel.function = taken.sum, taken.addend, taken.at, taken.function
+        kernel.sum, kernel.addend, kernel.function, kernel.at = node, addend, function, at
         self._taken.add(_name(node))
         self._places |= {_name(kernel.node): place, _name(node): place}
         if kernel.is_convolution:

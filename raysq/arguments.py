@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.parametrize import is_parametrized
 
 from raysq import evaluation, storage
 from raysq.checks import check_whole
 from raysq.errors import OptionError, ResumeError
 from raysq.goal import Goal
-from raysq.inspection import evaluating
 from raysq.latency import Latency
-from raysq.parametrization import bake
 from raysq.workers import Workers
 
 if TYPE_CHECKING:
@@ -111,8 +108,7 @@ def check_sendable(model: torch.nn.Module, eval_fn: evaluation.EvalFn) -> None:
     """
     from raysq.tuning import shipping
 
-    parametrized = any(map(is_parametrized, model.modules()))  # can't be pickled, but workers get the copy
-    shipping.pack_model(bake(evaluating(model)) if parametrized else model)
+    shipping.pack_model(model)
     shipping.pack_eval_fn(eval_fn)
 
 

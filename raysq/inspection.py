@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from raysq.copies import cloned, state
-from raysq.errors import ModelError
+from raysq.errors import InputError, ModelError
 from raysq.graph import Call, ModelGraph, Node, OpType
 from raysq.intercept import CALLS, Function, Interceptor, Operands, Site
 from raysq.parametrization import bake, computed
-from raysq.structure import describe
+from raysq.structure import describe, tensors_in
 
-__all__ = ["deployable", "evaluating", "record", "same_outputs"]
+__all__ = ["deployable", "evaluating", "record", "run_once", "same_outputs"]
 
 log = logging.getLogger("raysq")
 
@@ -69,9 +69,9 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     plain = bake(evaluating(model))
     with torch.no_grad():
         given = cloned(args, dict(kwargs))
-        before = [state(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-        wanted = _run(plain, *given)
-        protects = before != [state(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        before = [*map(state, tensors_in(given))]
+        wanted = run_once(plain, *given)
+        protects = before != [*map(state, tensors_in(given))]
         if protects:
             plain.register_forward_pre_hook(_on_copies, with_kwargs=True)
             model = plain
@@ -97,6 +97,26 @@ def deployable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
             + "."
         )
     return candidate, graph
+
+
+def run_once(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: str = "the example inputs",
+    error: type[InputError] = ModelError,
+) -> Any:
+    """Return the model's outputs on inputs that a person gave.
+
+    Raises:
+        InputError: it fails; of the class `error`, and with the name of the inputs.
+    """
+    try:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception as exc:
+        shapes = [tuple(t.shape) for t in tensors_in((args, dict(kwargs)))]
+        raise error(f"the model must run on {inputs}, and fails (shapes {shapes}): {exc}") from exc
 
 
 def same_outputs(got: Any, wanted: Any, tolerance: float) -> bool:
@@ -174,9 +194,9 @@ class _Recorder:
         return operands.run(operands.activations, operands.weights)
 
     def function(self, function: Function, site: Site | None, result: Any) -> None:
-        tensors = [t for t in tree_leaves((function.args, dict(function.kwargs))) if isinstance(t, Tensor)]
+        tensors = tensors_in((function.args, dict(function.kwargs)))
         parameters = tuple(self._own.get((function.module, id(t)), self._names[t]) for t in tensors if t in self._names)
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        made = tensors_in(result)
         if function.name == "__setitem__":
             made = tensors[:1]
         changed = [id(t) for t in made]
@@ -206,7 +226,7 @@ class _Recorder:
         try:
             tensors = describe(tree, "the model's output", omit=True)[0]
         except ModelError:  # it can't be deployed like that; who asks for its graph may want it all the same
-            tensors = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+            tensors = tensors_in(tree)
         return tuple(self._value(t) for t in tensors if t in self._values)
 
     def _value(self, tensor: Tensor, *, after: bool = False) -> int:
@@ -224,7 +244,7 @@ class _Recorder:
         for position, tensor in enumerate(operands.activations):
             value = self._value(tensor)
             tensors.append(self._canonical.setdefault(value, f"{site.name}/{position}"))
-        output = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
+        output = tensors_in(result)[0]
         weight = operands.weights[0] if operands.weights else None
         name, start, transposed = (None, 0, False) if weight is None else self._origin(weight, site.module)
         return Call(
@@ -348,14 +368,6 @@ def evaluating(model: nn.Module) -> nn.Module:
 
 def _on_copies(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return cloned(args, kwargs)
-
-
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return model(*args, **kwargs)
-    except Exception as exc:
-        shapes = [tuple(t.shape) for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
-        raise ModelError(f"the model must run on the example inputs, and fails (shapes {shapes}): {exc}") from exc
 
 
 def _check_devices(model: nn.Module) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from raysq import fingerprint, memory
 from raysq.calibration_data import Batch, Calibration, arguments, peek
@@ -19,7 +17,7 @@ from raysq.checks import check_whole, is_whole
 from raysq.errors import CalibrationError, ModelError, OptionError
 from raysq.flattened import forward_signature
 from raysq.graph import ModelGraph
-from raysq.inspection import deployable, evaluating
+from raysq.inspection import deployable, evaluating, run_once
 from raysq.kernels import base
 from raysq.kernels.base import BuiltModel
 from raysq.kernels.cpu import governor, model_name, physical_cores
@@ -34,6 +32,7 @@ from raysq.smoothing import Smoothing
 from raysq.smoothquant.alphas import advised_alphas, smoothable, tuned_alphas
 from raysq.source import Source
 from raysq.space import APPROACHES, SearchSpace, build_space
+from raysq.structure import tensors_in
 from raysq.switches import Switches, read_switches, with_switches
 
 __all__ = ["MACHINE", "Prepared", "machine", "prepare", "ranked", "resolve"]
@@ -108,8 +107,7 @@ class Prepared:
     @property
     def timed_inputs(self) -> list[str]:
         """Type and shape of each tensor among the inputs that are timed, such as "torch.float32 (1, 3, 32, 32)"."""
-        leaves = tree_leaves((self.latency_args, self.latency_kwargs))
-        return [f"{t.dtype} {tuple(t.shape)}" for t in leaves if isinstance(t, Tensor)]
+        return [f"{t.dtype} {tuple(t.shape)}" for t in tensors_in((self.latency_args, self.latency_kwargs))]
 
     def time(
         self, candidate: Callable[..., Any], reference: Callable[..., Any], latency: Latency, *, deciding: bool = False
@@ -239,12 +237,7 @@ def prepare(
 def _timed(model: nn.Module, latency_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Return the arguments that are timed, after running the model on them once."""
     args, kwargs = arguments(latency_inputs)
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as exc:
-        shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-        raise OptionError(f"the model must run on `latency_inputs`, and fails (shapes {shapes}): {exc}") from exc
+    run_once(model, args, kwargs, "`latency_inputs`", OptionError)
     return args, kwargs
 
 
@@ -346,4 +339,4 @@ def _given(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments |= arguments.pop(parameter.name, {})
-    return {name for name, value in arguments.items() if any(isinstance(t, Tensor) for t in tree_leaves(value))}
+    return {name for name, value in arguments.items() if tensors_in(value)}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -26,6 +24,7 @@ from raysq.strategies.optuna_searcher import ConstrainedOptuna
 from raysq.tuning.capacity import Room
 from raysq.tuning.domains import domains
 from raysq.tuning.records import record, to_result
+from raysq.tuning.unsaved import Unsaved
 
 __all__ = ["Conductor"]
 
@@ -56,7 +55,7 @@ class _Running:
     point: _Point
 
 
-class Conductor(Searcher):
+class Conductor(Unsaved, Searcher):
     """Any Ray Tune searcher over a search space, conducted.
 
     A recipe that ran is answered from the history, and the searcher is asked again. Failed trials and NaN are told
@@ -211,12 +210,7 @@ class Conductor(Searcher):
         self._begun = len(self.history)
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the finished trials."""
-        Path(checkpoint_path).write_bytes(pickle.dumps(self._entries))
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Replay the trials that `save` wrote, on a fresh conductor."""
-        self.replay(pickle.loads(Path(checkpoint_path).read_bytes()))
+        """Write nothing: the journal has it all."""
 
     def _next(self) -> _Running | None:
         """Return a trial that was not suggested yet, None while there is none; `ended` says if there never will be."""

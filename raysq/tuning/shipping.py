@@ -9,7 +9,6 @@ are mapped; other tensors (buffers, data held by eval_fn) are copied on arrival.
 from __future__ import annotations
 
 import copy
-import copyreg
 import importlib
 import io
 import pickle
@@ -160,16 +159,6 @@ def _same(value: Any) -> Any:
 
 def _global(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
-
-
-def _variable(variable: ContextVar[Any]) -> Any:
-    place = _global_name(variable)
-    return (_global, place) if place else (ContextVar, (variable.name,))
-
-
-copyreg.pickle(
-    ContextVar, _variable
-)  # for Ray's snapshot of a search too, which holds the model and which nobody reads
 
 
 def _tensor(

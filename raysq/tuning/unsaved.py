@@ -8,7 +8,7 @@ __all__ = ["Unsaved"]
 
 
 class Unsaved:
-    """A base for what holds files, screens or threads, which can't be pickled: a snapshot has nothing of it."""
+    """A base for what holds files, screens, threads or the model: a snapshot has nothing of it."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
