@@ -16,7 +16,7 @@ from raysq.errors import BackendError, RaysqError
 from raysq.goal import Criterion, Goal, Objective
 from raysq.kernels import base, built
 from raysq.latency import Timing
-from raysq.probing import Settled, settled
+from raysq.probing import Settled, check_speed, settled
 from raysq.recipe import Recipe
 from raysq.result import Ratio, Stage, Status, TrialRecord
 from raysq.rivals import carried
@@ -124,6 +124,7 @@ class Finals:
         if trial.estimated or digest != trial.digest:
             trial = self._scored(trial, built.model)
         timing = self._time(built.model)
+        check_speed(timing, built)
         return Finalist(trial.at(timing.ratio), built, timing)
 
     def carried(self, trials: Iterable[TrialRecord], rival: Backend) -> Finalist | Standing:
@@ -182,8 +183,7 @@ class Finals:
             found.built.save(Path(directory))
             model = built.load(Path(directory))
         timing = self._time(model)
-        if timing.hopeless:
-            raise BackendError(f"{timing.ratio:.0f} times as slow as fp32")
+        check_speed(timing, found.built)
         if not base.count_int8(found.built):
             raise BackendError("no call runs in int8")
         return _Loaded(found, model, timing)

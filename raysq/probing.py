@@ -17,7 +17,7 @@ from raysq.errors import BackendError
 from raysq.graph import OpType
 from raysq.kernels import base
 from raysq.kernels.executed import unfused
-from raysq.latency import HOPELESS
+from raysq.latency import HOPELESS, Timing
 from raysq.recipe import FP32, Recipe
 from raysq.space import SearchSpace
 
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel
     from raysq.source import Source
 
-__all__ = ["Probe", "Settled", "crawls", "probe", "settled"]
+__all__ = ["CRAWLING", "Probe", "Settled", "check_speed", "crawls", "probe", "settled"]
 
 log = logging.getLogger("raysq")
 
 REFERENCE = "reference"
 CRAWLS = "runs in a reference kernel in this model, many times slower than in fp32"
+CRAWLING = (
+    f"a forward takes more than {HOPELESS:.0f} times as long as in fp32: an int8 kernel of this recipe is a reference "
+    "kernel, or compiled anew for each shape. Another backend may have a fast one."
+)
 ERRS = "computes something else than the recipe says, on this CPU"
 WRONG = 0.2  # of the output's own size: an error below is no disaster, whatever its cause
 AFFORDABLE_S = 1.0
@@ -107,6 +111,16 @@ def crawls(forward: Callable[[], object], source: Source) -> bool:
     if took < AFFORDABLE_S:
         return False
     return took > HOPELESS * _seconds(partial(outputs, source.model, source.args, source.kwargs))
+
+
+def check_speed(timing: Timing, built: BuiltModel) -> None:
+    """Make sure that a build is no hopeless one; the simulation, which nobody deploys, may be.
+
+    Raises:
+        BackendError: it is.
+    """
+    if timing.hopeless and built.backend != REFERENCE:
+        raise BackendError(CRAWLING)
 
 
 def _seconds(run: Callable[[], object]) -> float:

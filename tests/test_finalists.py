@@ -126,8 +126,15 @@ def test_what_crawls_is_never_scored(job, monkeypatch):
     finals = Finals(replace(job, eval_fn=never), base.get("onednn"))
     slow = Timing(900.0, 1.0, Ratio(900.0, 800.0, 1000.0), (), hopeless=True)
     monkeypatch.setattr(finals, "_time", lambda model: slow)
-    found = finals.carried([trial(0, job.prepared.space.default())], base.get("reference"))
-    assert not found.holds and "900 times as slow" in found.reason
+    found = finals.carried([trial(0, job.prepared.space.default())], base.get("onednn"))
+    assert not found.holds and "20 times as long" in found.reason
+
+
+def test_what_crawls_is_never_returned(job, monkeypatch):
+    slow = Timing(900.0, 1.0, Ratio(900.0, 800.0, 1000.0), (), hopeless=True)
+    monkeypatch.setattr(Finals, "_time", lambda *_: slow)
+    with pytest.raises(BackendError, match="Another backend may have a fast one"):
+        conclude(job, base.get("onednn"), [trial(0, job.prepared.space.default())], Path("journal"))
 
 
 @pytest.mark.parametrize(("ratios", "winner"), [((0.5, 0.4), "reference"), ((0.4, 0.5), "onednn")])

@@ -25,7 +25,7 @@ from raysq.goal import Objective
 from raysq.kernels import base
 from raysq.prediction import predicted_ratio
 from raysq.prepared import machine
-from raysq.probing import crawls
+from raysq.probing import CRAWLING, check_speed, crawls
 from raysq.recipe import Precision
 from raysq.result import Stage, Status
 from raysq.tuning.deadline import Deadline
@@ -41,7 +41,6 @@ __all__ = ["Worker", "failed"]
 Report = dict[str, Any]
 
 UNKNOWN = float("nan")
-CRAWLING = "a forward takes many times as long as in fp32: some int8 kernel of this recipe is a reference kernel"
 NAMED = 20  # calls in float that the log names
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "could not create a memory object")
 FEWER = "Memory ran out: lower `max_concurrent_trials`, or evaluate in smaller batches."
@@ -229,6 +228,7 @@ class Worker:
             reference = self._reference
         with self._turns.alone(), self._clock("timing_s"):
             timing = job.prepared.time(candidate.model, reference.model, job.latency)
+        check_speed(timing, candidate)
         self._report |= {
             "latency_ratio": float(timing.ratio),
             "latency_ratio_low": timing.ratio.low,
