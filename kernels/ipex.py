@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,9 +33,10 @@ from raysq.errors import BackendError
 from raysq.flattened import Flattened, forward_signature
 from raysq.graph import OpType
 from raysq.insertion import Insertion
-from raysq.intercept import POOLS, Interceptor, with_strides
+from raysq.intercept import POOLS, Interceptor, Operands, Site, with_strides
 from raysq.kernels import grids
 from raysq.kernels.base import TRY_ELSEWHERE, CallTime, check
+from raysq.kernels.broadcasts import set_apart
 from raysq.kernels.built import ScriptedModel
 from raysq.kernels.call_times import call_times
 from raysq.kernels.cpu import has_bf16, instruction_sets, lacks_vnni
@@ -284,10 +285,22 @@ class Engine:
         model, plans = swap_dynamic(source.channels_last, source.graph, plans)
         flat = Flattened(model, source.args, source.kwargs)
         insertion = Insertion(apart(source.graph, plans), QuantizeDequantize())
-        script = freeze(flat, Interceptor(model, insertion, out_of_place=source.graph.out_of_place))
+        in_int8 = {name for name, plan in plans.items() if plan.config.is_int8 and not plan.reason}
+        on_call = _copying(insertion, set_apart(source.graph) & in_int8)
+        script = freeze(flat, Interceptor(model, on_call, out_of_place=source.graph.out_of_place))
         warm_up(script, flat)
         executed, left = executed_precisions(torch._C._last_executed_optimized_graph(), source.graph, plans)
         return ScriptedModel(self.name, script, Deployed.of(script, flat), executed, left, flat.example)
+
+
+def _copying(on_call: Insertion, names: Collection[str]) -> Callable[[Site, Operands], Any]:
+    """Return what computes calls as `on_call` does, and copies the results of some."""
+
+    def call(site: Site, operands: Operands) -> Any:
+        result = on_call(site, operands)
+        return result.clone() if site.name in names else result
+
+    return call
 
 
 def frozen(source: Source, converted: nn.Module, backend: str) -> ScriptedModel:

@@ -84,6 +84,7 @@ class Node:
         shapes: theirs in the recorded forward.
         call: name of the quantizable call it is, or None.
         parameters: names of the parameters and buffers that it reads.
+        read_shapes: shapes of the values and then of the parameters that it reads.
     """
 
     index: int
@@ -94,6 +95,7 @@ class Node:
     shapes: tuple[tuple[int, ...], ...]
     call: str | None
     parameters: tuple[str, ...]
+    read_shapes: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -220,17 +222,27 @@ class ModelGraph:
         return {node.call: node for node in self.nodes if node.call is not None}
 
     @cached_property
-    def constant_calls(self) -> tuple[str, ...]:
-        """The calls that read the same whatever the model's inputs are, such as projections of relative positions."""
+    def _constant_nodes(self) -> frozenset[int]:
+        """The nodes that compute the same whatever the model's inputs are, such as a bias by relative positions."""
         fixed: set[int] = set()
-        calls = []
+        nodes = []
         for node in self.nodes:
             if fixed.issuperset(node.inputs):
                 fixed.update(node.outputs)
-                calls += [node.call] if node.call is not None else []
+                nodes.append(node.index)
             elif node.function == "__setitem__":
                 fixed.discard(node.inputs[0])
-        return tuple(calls)
+        return frozenset(nodes)
+
+    @cached_property
+    def constant_calls(self) -> tuple[str, ...]:
+        """The calls that read the same whatever the model's inputs are, such as projections of relative positions."""
+        return tuple(n.call for n in self.nodes if n.index in self._constant_nodes and n.call is not None)
+
+    def is_constant(self, value: int) -> bool:
+        """Whether a value is the same whatever the model's inputs are."""
+        maker = self.makers.get(value)
+        return maker is not None and maker.index in self._constant_nodes
 
     def producer(self, call: str, position: int) -> tuple[Call | None, bool]:
         """Return the call whose result an input is, shape changes apart, and whether nobody else reads it."""

@@ -218,7 +218,19 @@ class _Recorder:
             self.left_in_float[where] = "changes its input in place, and that is read under another name"
         name = site.name if site is not None else None
         self.nodes.append(
-            Node(len(self.nodes), function.name, function.module, inputs, outputs, shapes, name, parameters)
+            Node(
+                index=len(self.nodes),
+                function=function.name,
+                module=function.module,
+                inputs=inputs,
+                outputs=outputs,
+                shapes=shapes,
+                call=name,
+                parameters=parameters,
+                read_shapes=tuple(
+                    tuple(t.shape) for named in (False, True) for t in tensors if (t in self._names) is named
+                ),
+            )
         )
 
     def values(self, tree: Any) -> tuple[int, ...]:

@@ -1,0 +1,56 @@
+"""Keeps oneDNN Graph from doing in a product's kernel what only its reference kernels can, a thousand times slower.
+
+A product's kernel takes in functions of its result, and sums with and factors of another tensor. Fast kernels (IPEX
+2.8, AVX2 to AMX) are there for a tensor of the product's own shape, one value, and one per channel. With others, such
+as a mask or a bias that the samples of a batch share, or a gate per sample, the kernel is a reference one.
+"""
+
+from __future__ import annotations
+
+from raysq.graph import Call, ModelGraph, Node, activation_axis
+
+__all__ = ["set_apart"]
+
+FUNCTIONS = {  # that a kernel takes in, and after which it goes on taking in
+    *("abs", "clamp", "dropout", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log"),
+    *("mish", "relu", "relu6", "sigmoid", "silu", "softplus", "sqrt", "square", "tanh"),
+}
+ARITHMETIC = {  # without underscores around
+    *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply"),
+    *("div", "truediv", "rtruediv", "itruediv", "divide", "true_divide", "maximum", "minimum"),
+}
+
+
+def set_apart(graph: ModelGraph) -> frozenset[str]:
+    """Return the products whose result needs a memory of its own, so that their kernels end with it."""
+    return frozenset(call.name for call in graph.calls if call.op.is_product and _meets_another_shape(call, graph))
+
+
+def _meets_another_shape(call: Call, graph: ModelGraph) -> bool:
+    """Whether arithmetic that may be taken in has an operand of a shape for which there is no fast kernel."""
+    product = call.output_shape
+    channels = activation_axis(call.op, len(product)) % len(product)
+    values = [graph.node_of[call.name].outputs[0]]
+    while values:
+        value = values.pop()
+        for node in graph.readers.get(value, ()):
+            function = node.function.strip("_")
+            if node.shapes[:1] != (product,) or function not in FUNCTIONS | ARITHMETIC:
+                continue
+            if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in _others(node, value, graph)):
+                return True
+            values.append(node.outputs[0])
+    return False
+
+
+def _others(node: Node, value: int, graph: ModelGraph) -> list[tuple[tuple[int, ...], bool]]:
+    """Return the shapes of what a node reads beside a value, and whether that is the same for all inputs."""
+    fixed = [*(graph.is_constant(read) for read in node.inputs), *(True for _ in node.parameters)]
+    return [each for place, each in enumerate(zip(node.read_shapes, fixed, strict=True)) if place != node.inputs.index(value)]
+
+
+def _is_fast(shape: tuple[int, ...], product: tuple[int, ...], channels: int, fixed: bool) -> bool:
+    padded = (*(1 for _ in product[len(shape) :]), *shape)
+    if [axis for axis, size in enumerate(padded) if size > 1] in ([], [channels]):
+        return True
+    return padded == product and not (fixed and padded[0] == 1)  # then it is shared as soon as there are more samples
