@@ -143,7 +143,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched() -> Iterator[Watched]:
     pytest.importorskip("aiohttp", reason="the dashboard needs the extra: pip install 'raysq[cluster]'")
-    directory = Path(tempfile.mkdtemp(prefix="raysq-"))  # short: Ray's sockets lie in it
+    directory = Path(tempfile.mkdtemp(prefix="raysq-", dir="/tmp"))  # short, as Ray has sockets in it
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "TMPDIR": str(directory),
