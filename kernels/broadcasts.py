@@ -46,7 +46,11 @@ def _meets_another_shape(call: Call, graph: ModelGraph) -> bool:
 def _others(node: Node, value: int, graph: ModelGraph) -> list[tuple[tuple[int, ...], bool]]:
     """Return the shapes of what a node reads beside a value, and whether that is the same for all inputs."""
     fixed = [*(graph.is_constant(read) for read in node.inputs), *(True for _ in node.parameters)]
-    return [each for place, each in enumerate(zip(node.read_shapes, fixed, strict=True)) if place != node.inputs.index(value)]
+    return [
+        each
+        for place, each in enumerate(zip(node.read_shapes, fixed, strict=True))
+        if place != node.inputs.index(value)
+    ]
 
 
 def _is_fast(shape: tuple[int, ...], product: tuple[int, ...], channels: int, fixed: bool) -> bool:

@@ -77,6 +77,7 @@ class Network:
         self._threads = 0
         self._networks: dict[Shapes, _Fixed | _Open] = {}
         self._last: Shapes = OPEN
+        self._fitting: set[Shapes] = set()
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
@@ -122,7 +123,9 @@ class Network:
         if known is not None:
             return known
         own = len(self._networks.keys() - {OPEN}) < OWN_NETWORKS and (again or shapes == self._example)
-        shapes = shapes if own else OPEN
+        if not own:
+            self._check(shapes)
+            shapes = OPEN
         if shapes not in self._networks:
             self._networks[shapes] = self._compile(shapes)
         return self._networks[shapes]
@@ -132,11 +135,26 @@ class Network:
         if threads != self._threads:
             self._networks, self._threads = {}, threads
 
+    def _check(self, shapes: Shapes) -> None:
+        """Make sure that shapes fit the model: open kernels would read what lies beside their inputs.
+
+        Raises:
+            RuntimeError: they don't.
+        """
+        if shapes not in self._fitting:
+            _reshape(self._checked, shapes)
+            self._fitting.add(shapes)
+
+    @cached_property
+    def _checked(self) -> Any:
+        """A copy of the model on which shapes are tried."""
+        return self.model.clone()
+
     def _compile(self, shapes: Shapes) -> _Fixed | _Open:
         model = self.model
         if shapes != OPEN:
             model = model.clone()
-            model.reshape({x: runtime().PartialShape(list(s)) for x, s in zip(model.inputs, shapes, strict=True)})
+            _reshape(model, shapes)
         settings = self._settings | {"INFERENCE_NUM_THREADS": str(self._threads)}
         compiled = _core().compile_model(model, "CPU", settings)
         fixed = shapes != OPEN and all(y.get_partial_shape().is_static for y in compiled.outputs)
@@ -200,6 +218,10 @@ class _Fixed:
             return result
 
         return run
+
+
+def _reshape(model: Any, shapes: Shapes) -> None:
+    model.reshape({x: runtime().PartialShape(list(s)) for x, s in zip(model.inputs, shapes, strict=True)})
 
 
 def _memory(tensors: Any) -> list[Tensor]:

@@ -235,6 +235,19 @@ def test_a_window_may_follow_from_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
+@pytest.mark.parametrize(("kind", "axis"), [("linear", -1), ("conv2d", 1)])
+@pytest.mark.parametrize("more", [1, -1])
+def test_inputs_of_another_width_are_refused(name: str, kind: str, axis: int, more: int) -> None:
+    backend, of = engine(name), made(kind)
+    model = backend.build(of, build_space(of.graph, backend.capabilities()).default()).model
+    shape = [2, *of.args[0].shape[1:]]
+    model(torch.zeros(shape))
+    shape[axis] += more
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino", "reference"])
 def test_the_same_recipe_built_twice_gives_the_same_bits(name: str) -> None:
     backend, of = engine(name), made("conv2d")
     recipe = build_space(of.graph, backend.capabilities()).default()
