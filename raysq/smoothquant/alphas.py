@@ -25,6 +25,7 @@ from raysq.smoothing import SharedCriterion, Smoothing
 from raysq.smoothquant.blockwise import refined_alphas
 from raysq.smoothquant.rescaled import divided
 from raysq.smoothquant.scales import largest_activations, largest_weights, smoothing_scales
+from raysq.smoothquant.unseen import clipping_error
 from raysq.weight import channel_axis, parameters_of, weight_of
 
 if TYPE_CHECKING:
@@ -182,11 +183,15 @@ class _Scorer:
         for part in np.array_split(vectors, min(len(vectors), -(-len(vectors) * values.numel() // AT_ONCE))):
             scales = tensor(part).repeat_interleave(taps, dim=1).reshape(len(part), call.groups, -1)
             inputs, weights = rows / scales[:, :, None], exact_weights * scales[..., None]
+            unseen = torch.zeros(len(part))
             if activation:
-                inputs = rounded(inputs, self._activation_params(call.tensors[0], part, config.activation))
+                params = self._activation_params(call.tensors[0], part, config.activation)
+                inputs = rounded(inputs, params)
+                clipped = tensor(clipping_error(stats, params, part)).float().repeat_interleave(taps, dim=1)
+                unseen = rows.shape[1] * (clipped @ exact_weights.square().sum(dim=2).flatten())
             if weight:
                 weights = matrix(call, _rounded(unmatrix(call, weights), config.weight, channel_axis(call)))
-            found.append((inputs @ weights - exact).square().sum(dim=(1, 2, 3)))
+            found.append((inputs @ weights - exact).square().sum(dim=(1, 2, 3)) + unseen)
         return torch.cat(found).double().numpy() / max(float(exact.square().sum()), TINY)
 
 

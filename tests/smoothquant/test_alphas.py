@@ -142,7 +142,10 @@ def brute_force(source: Source, name: str, layer: Any, alpha: float, config: OpC
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 @pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=list(LAYERS))
-def test_the_losses_are_those_of_a_plain_loop(make: Any, shape: tuple[int, ...], config: OpConfig) -> None:
+def test_the_losses_are_those_of_a_plain_loop(
+    make: Any, shape: tuple[int, ...], config: OpConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alphas, "clipping_error", lambda _, __, vectors: np.zeros(vectors.shape))  # test_unseen.py
     torch.manual_seed(0)
     layer = make()
     source = prepared(Absorbing(layer, 10, len(shape) > 2), *(torch.randn(shape) for _ in range(2)))
@@ -253,7 +256,7 @@ def test_the_initial_alpha_wins_ties_and_is_a_candidate_off_the_grid(
 
 
 def test_an_automatic_initial_alpha_stays_within_the_bounds() -> None:
-    source = prepared(Shared(), outlying(8, 10))
+    source = prepared(Shared(), outlying(2048, 10))
     scorer = alphas._Scorer(source, all_int8(source))
     group = source.graph.groups["q/0"]
     free = scorer.candidates(group, Smoothing(init_alpha="auto"))[0]
@@ -343,7 +346,7 @@ def test_alphas_of_an_equalized_model_are_those_of_its_own_weights() -> None:
 def test_smoothing_is_advised_where_outliers_are_seen(before: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(before(), nn.Linear(10, 6))
-    x = torch.randn(64, 10)
+    x = torch.randn(4096, 10)
     if model[0].state_dict():
         model[0].weight.data[3] = 100
     else:
@@ -353,7 +356,7 @@ def test_smoothing_is_advised_where_outliers_are_seen(before: Any) -> None:
 
 
 def test_no_multiplication_is_advised_where_the_error_is_negligible(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = nn.Sequential(nn.Identity(), nn.Linear(10, 6)), torch.randn(64, 10)
+    model, x = nn.Sequential(nn.Identity(), nn.Linear(10, 6)), torch.randn(4096, 10)
     x[:, 3] *= 100
     source = prepared(model, x)
     assert advised_alphas(source, all_int8(source))
