@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from raysq import evaluation
+from raysq import evaluation, memory
 from raysq.errors import BackendError, EvaluationError
 from raysq.goal import Goal, Objective
 from raysq.inspection import same_outputs
@@ -152,6 +152,7 @@ class _Contest:
 
     def build(self, form: str) -> BuiltModel | None:
         """Return a form, or None where it can't be built."""
+        memory.trim()
         try:
             return base.offering(form, self.engine).build_float(self.prepared.source, form)
         except Exception as exc:  # noqa: BLE001  # a compiler may raise anything; the other forms remain

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raysq import evaluation, fingerprint
+from raysq import evaluation, fingerprint, memory
 from raysq.baseline import outputs
 from raysq.errors import BackendError, RaysqError
 from raysq.goal import Criterion, Goal, Objective
@@ -119,6 +119,7 @@ class Finals:
     def measured(self, trial: TrialRecord) -> Finalist:
         """Build a trial and time it; score it too where its score is an estimate, or its outputs are others here."""
         source = self._job.prepared.source
+        memory.trim()
         built = self._engine.build(source, trial.recipe)
         digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
         if trial.estimated or digest != trial.digest:

@@ -15,7 +15,7 @@ import torch
 
 from raysq.errors import OptionError
 
-__all__ = ["growth", "peak", "release", "reset_peak", "resident"]
+__all__ = ["growth", "peak", "release", "reset_peak", "resident", "trim"]
 
 RUNS = 3  # other threads of the process can only add: the least of a few is the model's
 PAGE = resource.getpagesize()
@@ -76,6 +76,11 @@ def reset_peak() -> None:
 def release() -> None:
     """Give memory that nothing uses back to the system; where that can't be told, it is only made free."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Give what was freed back to the system: glibc keeps the gigabytes of weights that a build packed and dropped."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 

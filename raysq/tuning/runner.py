@@ -18,6 +18,7 @@ from ray.job_config import JobConfig
 from ray.tune.search import Searcher
 from ray.tune.stopper import CombinedStopper
 
+from raysq import memory
 from raysq.job import Job
 from raysq.journal import Journal
 from raysq.result import TrialRecord
@@ -121,6 +122,7 @@ def run(
         concurrent = capacity.wait()
         say(need.line(concurrent))
         need.warn(concurrent, capacity.memory_offered())
+        memory.trim()
         trial_s = (prepared.build_s + baseline.eval_s) / concurrent + job.latency.budget_s  # timings run one by one
         known = [entry.record for entry in warm_start.entries]
         records = [entry.record for entry in earlier]
