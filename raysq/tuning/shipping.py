@@ -14,12 +14,12 @@ import io
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from raysq.parametrization import bake
 __all__ = ["Packed", "pack", "pack_eval_fn", "pack_model", "unpack"]
 
 Bytes = NDArray[np.uint8]
+RECORDABLE = "_can_record_outputs"  # of transformers' models: the hidden states and the like that they can return
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def pack_eval_fn(eval_fn: Any) -> Packed:
 class _Pickler(cloudpickle.Pickler):
     """Takes dense CPU tensors out as the bytes of their storages, and context variables by their names.
 
+    Models of transformers know what they record from a table of the process that made them: they enter the other one's.
+
     A function inside of another one, such as the hooks of transformers' models, travels with the globals that it reads;
     a context variable among them can't, and means something only as the one that its module has.
     """
@@ -121,6 +124,9 @@ class _Pickler(cloudpickle.Pickler):
             return self._reduce(obj)
         if isinstance(obj, nn.Module) and is_parametrized(obj):  # torch pickles none
             return _same, (bake(copy.deepcopy(obj)),)
+        if isinstance(obj, nn.Module) and hasattr(type(obj), RECORDABLE):
+            make, arguments, *rest = cast(tuple[Any, ...], obj.__reduce_ex__(pickle.DEFAULT_PROTOCOL))
+            return _entered, (make, arguments), *rest
         if _holds_context(obj) and (place := _global_name(obj)):
             return _global, place
         return super().reducer_override(obj)  # type: ignore[no-untyped-call]
@@ -155,6 +161,15 @@ def _global_name(value: Any) -> tuple[str, str] | None:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _entered(make: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    """Make a module of transformers, and enter it in the table of this process that says what its class records."""
+    module = make(*arguments)
+    table = getattr(sys.modules.get("transformers.utils.output_capturing"), "_CAN_RECORD_REGISTRY", None)
+    if table is not None:
+        table[module] = getattr(module, RECORDABLE)
+    return module
 
 
 def _global(module: str, name: str) -> Any:

@@ -2,6 +2,9 @@
 
 import functools
 import importlib
+import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -160,3 +163,28 @@ def test_an_evaluation_may_hold_a_model_with_parametrizations():
     with torch.no_grad():
         assert torch.equal(unpack(pack_eval_fn(lambda _: held(x)))(None), held(x))
     assert nn.utils.parametrize.is_parametrized(held[0])
+
+
+SEGMENTS = """
+import pickle, sys, torch
+with open(sys.argv[1], "rb") as file:
+    packed, x, wanted = pickle.load(file)
+from raysq.tuning.shipping import unpack
+model = unpack(packed)
+with torch.no_grad():
+    assert torch.equal(model(x).logits, wanted)
+"""
+
+
+def test_a_model_that_reads_its_own_hidden_states_works_in_another_process(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
+    )
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = model(x).logits  # installs hooks, which travel along
+    (tmp_path / "model").write_bytes(pickle.dumps((pack_model(model), x, wanted)))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", SEGMENTS, tmp_path / "model"], check=True)
