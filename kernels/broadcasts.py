@@ -12,12 +12,25 @@ from raysq.graph import Call, ModelGraph, Node, activation_axis
 __all__ = ["set_apart"]
 
 FUNCTIONS = {  # that a kernel takes in, and after which it goes on taking in
-    *("abs", "clamp", "dropout", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log"),
-    *("mish", "relu", "relu6", "sigmoid", "silu", "softplus", "sqrt", "square", "tanh"),
+    *(
+        "abs",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "dropout",
+        "elu",
+        "exp",
+        "gelu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+    ),
+    *("leaky_relu", "log", "mish", "neg", "pow", "reciprocal", "relu", "relu6", "round", "rsqrt", "sigmoid", "silu"),
+    *("softplus", "sqrt", "square", "tanh"),
 }
 ARITHMETIC = {  # without underscores around
     *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply"),
-    *("div", "truediv", "rtruediv", "itruediv", "divide", "true_divide", "maximum", "minimum"),
+    *("div", "rdiv", "truediv", "rtruediv", "itruediv", "divide", "true_divide", "maximum", "minimum"),
 }
 
 
@@ -31,15 +44,15 @@ def _meets_another_shape(call: Call, graph: ModelGraph) -> bool:
     product = call.output_shape
     channels = activation_axis(call.op, len(product)) % len(product)
     values = [graph.node_of[call.name].outputs[0]]
-    while values:
-        value = values.pop()
+    for value in values:  # which grow on the way
         for node in graph.readers.get(value, ()):
             function = node.function.strip("_")
             if node.shapes[:1] != (product,) or function not in FUNCTIONS | ARITHMETIC:
                 continue
             if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in _others(node, value, graph)):
                 return True
-            values.append(node.outputs[0])
+            if node.outputs[0] not in values:
+                values.append(node.outputs[0])
     return False
 
 
@@ -54,7 +67,11 @@ def _others(node: Node, value: int, graph: ModelGraph) -> list[tuple[tuple[int, 
 
 
 def _is_fast(shape: tuple[int, ...], product: tuple[int, ...], channels: int, fixed: bool) -> bool:
+    """Whether a kernel may take in a tensor, at other batches than the example's too.
+
+    Where that is 1, what isn't the same for all inputs grows along the first axis, and what is doesn't.
+    """
     padded = (*(1 for _ in product[len(shape) :]), *shape)
-    if [axis for axis, size in enumerate(padded) if size > 1] in ([], [channels]):
-        return True
-    return padded == product and not (fixed and padded[0] == 1)  # then it is shared as soon as there are more samples
+    grows = product[0] == 1 and not fixed and len(shape) == len(product)
+    wide = [axis for axis, size in enumerate(padded) if size > 1 or (axis == 0 and grows)]
+    return wide in ([], [channels]) or (padded == product and not (fixed and padded[0] == 1))

@@ -30,6 +30,7 @@ TELEMETRY = "openvino_telemetry"
 OWN_NETWORKS = 2  # compiled for one shape, which saves up to a quarter of a small model's time
 Outputs = Tensor | tuple[Tensor, ...]
 Shapes = tuple[tuple[int, ...], ...]
+RECURRENT = {"GRUSequence": 3, "LSTMSequence": 4, "RNNSequence": 3}  # the place of its weight among an op's inputs
 OPEN: Shapes = ()  # stands for the network that takes any shapes
 SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -221,7 +222,17 @@ class _Fixed:
 
 
 def _reshape(model: Any, shapes: Shapes) -> None:
+    """Fix the shapes of a model's inputs.
+
+    Raises:
+        RuntimeError: they don't fit it. OpenVINO itself doesn't look at the widths that recurrent layers read.
+    """
     model.reshape({x: runtime().PartialShape(list(s)) for x, s in zip(model.inputs, shapes, strict=True)})
+    for op in model.get_ops():
+        if weight := RECURRENT.get(op.get_type_name()):
+            given, read = op.input(0).get_partial_shape()[2], op.input(weight).get_partial_shape()[2]
+            if given.is_static and given != read:
+                raise RuntimeError(f"{op.get_friendly_name()} reads {read} features, and is given {given}")
 
 
 def _memory(tensors: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ from raysq.errors import EvaluationError, NoFeasibleRecipe
 from raysq.finalists import Finalist, Finals, Standing
 from raysq.goal import Goal
 from raysq.kernels import base
+from raysq.probing import CRAWLING
 from raysq.result import Baseline, Confirmation, Result, Status, TrialRecord
 
 if TYPE_CHECKING:
@@ -95,17 +96,17 @@ def conclude(
 
     ranked = sorted(measured(finalists), key=lambda f: goal.cost(f.trial))
     rest = (t for t in [*ordered, *untimed] if t not in finalists)
-    others = (f for f in measured(rest) if goal.holds(f.trial.loss))
-    holding = [f for f in ranked if goal.holds(f.trial.loss)] or list(islice(others, 1))
+    others = (f for f in measured(rest) if f.holds(goal))
+    holding = [f for f in ranked if f.holds(goal)] or list(islice(others, 1))
     if not holding:
         ranked = ranked or list(islice(measured(t for t in closest_first if t not in finalists), 1))
         if not ranked:
             raise failures[0]
-        closest = min(ranked, key=lambda f: f.trial.loss)
+        closest = min(ranked, key=lambda f: (f.is_hopeless, f.trial.loss))
+        why = CRAWLING if closest.is_hopeless else f"the closest loses {closest.trial.loss:.4g}."
         raise NoFeasibleRecipe(
-            f"no recipe met the goal ({goal}) in {len(trials)} trials; the closest loses {closest.trial.loss:.4g}. It "
-            "is in this error's `result`. Allow a larger tolerance (`warm_start` spares what was measured), or more "
-            "trials (`resume`).",
+            f"no recipe met the goal ({goal}) in {len(trials)} trials; {why} It is in this error's `result`. Allow a "
+            "larger tolerance (`warm_start` spares what was measured), or more trials (`resume`).",
             result(closest, feasible=False),
         )
     if prepared.rivals:

@@ -16,7 +16,7 @@ from raysq.errors import BackendError, RaysqError
 from raysq.goal import Criterion, Goal, Objective
 from raysq.kernels import base, built
 from raysq.latency import Timing
-from raysq.probing import Settled, check_speed, settled
+from raysq.probing import CRAWLING, Settled, is_hopeless, settled
 from raysq.recipe import Recipe
 from raysq.result import Ratio, Stage, Status, TrialRecord
 from raysq.rivals import carried
@@ -77,6 +77,15 @@ class Finalist:
     timing: Timing
     left_in_float: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it must not be deployed, however well it scores."""
+        return is_hopeless(self.timing, self.built)
+
+    def holds(self, goal: Goal) -> bool:
+        """Whether it may be returned."""
+        return goal.holds(self.trial.loss) and not self.is_hopeless
+
     def standing(self, goal: Goal, holds: bool) -> Standing:
         """Return it as a line of the table of backends."""
         return Standing(
@@ -122,10 +131,9 @@ class Finals:
         memory.trim()
         built = self._engine.build(source, trial.recipe)
         digest = fingerprint.of_tensors(outputs(built.model, source.args, source.kwargs))
-        if trial.estimated or digest != trial.digest:
-            trial = self._scored(trial, built.model)
         timing = self._time(built.model)
-        check_speed(timing, built)
+        if (trial.estimated or digest != trial.digest) and not is_hopeless(timing, built):
+            trial = self._scored(trial, built.model)
         return Finalist(trial.at(timing.ratio), built, timing)
 
     def carried(self, trials: Iterable[TrialRecord], rival: Backend) -> Finalist | Standing:
@@ -184,7 +192,8 @@ class Finals:
             found.built.save(Path(directory))
             model = built.load(Path(directory))
         timing = self._time(model)
-        check_speed(timing, found.built)
+        if is_hopeless(timing, found.built):
+            raise BackendError(CRAWLING)
         if not base.count_int8(found.built):
             raise BackendError("no call runs in int8")
         return _Loaded(found, model, timing)

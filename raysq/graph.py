@@ -156,6 +156,7 @@ class ModelGraph:
         outputs: ids of the values that the model returns.
         out_of_place: whether in-place ops may run out of place; False where the model reads a tensor that
             was changed under another name.
+        inputs: ids of the values that the model is given.
     """
 
     calls: tuple[Call, ...]
@@ -166,6 +167,7 @@ class ModelGraph:
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: tuple[int, ...] = ()
     out_of_place: bool = True
+    inputs: tuple[int, ...] = ()
 
     COLUMNS: ClassVar = ("call", "op", "inputs", "output", "MACs", "block", "scale absorbed by")
 
@@ -240,9 +242,9 @@ class ModelGraph:
         return tuple(n.call for n in self.nodes if n.index in self._constant_nodes and n.call is not None)
 
     def is_constant(self, value: int) -> bool:
-        """Whether a value is the same whatever the model's inputs are."""
+        """Whether a value is the same whatever the model's inputs are: computed so, or held by a module as it is."""
         maker = self.makers.get(value)
-        return maker is not None and maker.index in self._constant_nodes
+        return value not in self.inputs if maker is None else maker.index in self._constant_nodes
 
     def producer(self, call: str, position: int) -> tuple[Call | None, bool]:
         """Return the call whose result an input is, shape changes apart, and whether nobody else reads it."""

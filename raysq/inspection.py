@@ -151,6 +151,7 @@ def record(
 ) -> ModelGraph:
     """Run the model once and return the graph of what it called."""
     recorder = _Recorder(model)
+    given = recorder.given((args, dict(kwargs)))
     with torch.no_grad(), Interceptor(model, recorder.call, recorder.function, out_of_place=out_of_place):
         result = model(*args, **kwargs)
     blocks = _blocks(model, recorder.calls)
@@ -164,6 +165,7 @@ def record(
         parameters={n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)},
         outputs=recorder.values(result),
         out_of_place=out_of_place,
+        inputs=given,
     )
 
 
@@ -232,6 +234,10 @@ class _Recorder:
                 ),
             )
         )
+
+    def given(self, inputs: Any) -> tuple[int, ...]:
+        """Return the values of the tensors that the model is given."""
+        return tuple(map(self._value, tensors_in(inputs)))
 
     def values(self, tree: Any) -> tuple[int, ...]:
         """Return the values among the tensors of what a model returns."""

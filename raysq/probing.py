@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raysq.kernels.base import Backend, BuiltModel
     from raysq.source import Source
 
-__all__ = ["CRAWLING", "Probe", "Settled", "check_speed", "crawls", "probe", "settled"]
+__all__ = ["CRAWLING", "Probe", "Settled", "crawls", "is_hopeless", "probe", "settled"]
 
 log = logging.getLogger("raysq")
 
@@ -113,14 +113,9 @@ def crawls(forward: Callable[[], object], source: Source) -> bool:
     return took > HOPELESS * _seconds(partial(outputs, source.model, source.args, source.kwargs))
 
 
-def check_speed(timing: Timing, built: BuiltModel) -> None:
-    """Make sure that a build is no hopeless one; the simulation, which nobody deploys, may be.
-
-    Raises:
-        BackendError: it is.
-    """
-    if timing.hopeless and built.backend != REFERENCE:
-        raise BackendError(CRAWLING)
+def is_hopeless(timing: Timing, built: BuiltModel) -> bool:
+    """Whether a build was so slow that it must not be deployed; the simulation, which nobody deploys, may be slow."""
+    return timing.hopeless and built.backend != REFERENCE
 
 
 def _seconds(run: Callable[[], object]) -> float:

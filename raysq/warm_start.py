@@ -12,6 +12,7 @@ from typing import Any
 from raysq import evaluation, journal, storage
 from raysq.errors import EvaluationError, OptionError, RecipeError, ResumeError, SpaceError
 from raysq.goal import Goal
+from raysq.probing import CRAWLING
 from raysq.quantized import RECIPE_FILE
 from raysq.recipe import Recipe
 from raysq.result import Baseline, Stage, Status, TrialRecord
@@ -211,6 +212,7 @@ def _judged(record: TrialRecord, baseline: Baseline, goal: Goal) -> TrialRecord 
     if score is None:
         return None
     loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
+    unfit = record.reason if record.reason == CRAWLING or not record.int8_calls else ""  # whatever the goal is
     if record.estimated:
         return record if loss.drop == record.accuracy_drop else None
     return replace(
@@ -218,8 +220,8 @@ def _judged(record: TrialRecord, baseline: Baseline, goal: Goal) -> TrialRecord 
         accuracy=score.value,
         accuracy_drop=loss.drop,
         worst_drop=loss.worst_drop,
-        feasible=goal.holds(loss.worst_drop) and record.int8_calls > 0,
-        reason=loss.reason or ("" if record.int8_calls else record.reason),
+        feasible=goal.holds(loss.worst_drop) and not unfit,
+        reason=loss.reason or unfit,
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import raysq
 from raysq.baseline import measure
 from raysq.conclusion import conclude
-from raysq.errors import BackendError
+from raysq.errors import BackendError, NoFeasibleRecipe
 from raysq.finalists import COMPILED, Finalist, Finals, Standing
 from raysq.goal import Goal, Objective
 from raysq.job import Job
@@ -133,8 +133,14 @@ def test_what_crawls_is_never_scored(job, monkeypatch):
 def test_what_crawls_is_never_returned(job, monkeypatch):
     slow = Timing(900.0, 1.0, Ratio(900.0, 800.0, 1000.0), (), hopeless=True)
     monkeypatch.setattr(Finals, "_time", lambda *_: slow)
-    with pytest.raises(BackendError, match="Another backend may have a fast one"):
-        conclude(job, base.get("onednn"), [trial(0, job.prepared.space.default())], Path("journal"))
+
+    def never(model):
+        raise AssertionError("it was scored")
+
+    slow_here = replace(job, eval_fn=never)  # whose outputs differ here, so that it would be
+    with pytest.raises(NoFeasibleRecipe, match="Another backend may have a fast one") as caught:
+        conclude(slow_here, base.get("onednn"), [trial(0, job.prepared.space.default())], Path("journal"))
+    assert not caught.value.result.feasible
 
 
 @pytest.mark.parametrize(("ratios", "winner"), [((0.5, 0.4), "reference"), ((0.4, 0.5), "onednn")])

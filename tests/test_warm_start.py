@@ -13,6 +13,7 @@ from raysq.errors import OptionError, RecipeError, ResumeError
 from raysq.goal import Goal
 from raysq.graph import OpType
 from raysq.journal import Journal
+from raysq.probing import CRAWLING
 from raysq.recipe import OpConfig, Precision, Recipe
 from raysq.result import Baseline, TrialRecord
 from raysq.run import Entry, Header, WarmStart
@@ -190,6 +191,12 @@ def test_what_the_space_forbids_now_does_not_win_by_an_old_result() -> None:
     start = begun(space=narrowed)
     assert known(start) == [TRIALS[0].recipe.digest]  # the only one without a call in bf16
     assert all(narrowed.config(recipe) for recipe in start.recipes)  # raises outside the space
+
+
+def test_what_crawled_is_infeasible_under_any_goal() -> None:
+    slow = replace(ENTRIES[0], record=replace(ENTRIES[0].record, feasible=False, reason=CRAWLING))
+    (found,) = (e.record for e in begun((slow,), goal=Goal(tolerance=0.9)).entries)
+    assert (found.feasible, found.reason) == (False, CRAWLING)
 
 
 def test_a_trial_that_failed_is_no_result() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from raysq.arithmetic import QParams, qparams
 from raysq.errors import RecipeError
 from raysq.layer import TINY, fields, grouped, matrix, rounded, tensor, unmatrix
-from raysq.recipe import Granularity
+from raysq.recipe import Approach, Granularity
 from raysq.smoothing import SharedCriterion, Smoothing
 from raysq.smoothquant.blockwise import refined_alphas
 from raysq.smoothquant.rescaled import divided
@@ -187,8 +187,9 @@ class _Scorer:
             if activation:
                 params = self._activation_params(call.tensors[0], part, config.activation)
                 inputs = rounded(inputs, params)
-                clipped = tensor(clipping_error(stats, params, part)).float().repeat_interleave(taps, dim=1)
-                unseen = rows.shape[1] * (clipped @ exact_weights.square().sum(dim=2).flatten())
+                if config.approach is Approach.STATIC:  # dynamic ranges clip nothing
+                    clipped = tensor(clipping_error(stats, params, part)).repeat_interleave(taps, dim=1)
+                    unseen = rows.shape[1] * (clipped @ exact_weights.square().sum(dim=2).flatten())
             if weight:
                 weights = matrix(call, _rounded(unmatrix(call, weights), config.weight, channel_axis(call)))
             found.append((inputs @ weights - exact).square().sum(dim=(1, 2, 3)) + unseen)

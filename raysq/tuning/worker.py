@@ -25,7 +25,7 @@ from raysq.goal import Objective
 from raysq.kernels import base
 from raysq.prediction import predicted_ratio
 from raysq.prepared import machine
-from raysq.probing import CRAWLING, check_speed, crawls
+from raysq.probing import CRAWLING, crawls, is_hopeless
 from raysq.recipe import Precision
 from raysq.result import Stage, Status
 from raysq.tuning.deadline import Deadline
@@ -228,7 +228,6 @@ class Worker:
             reference = self._reference
         with self._turns.alone(), self._clock("timing_s"):
             timing = job.prepared.time(candidate.model, reference.model, job.latency)
-        check_speed(timing, candidate)
         self._report |= {
             "latency_ratio": float(timing.ratio),
             "latency_ratio_low": timing.ratio.low,
@@ -239,6 +238,8 @@ class Worker:
             "pairs": json.dumps(timing.pairs),
             "stage": Stage.TIMED.value,
         }
+        if is_hopeless(timing, candidate):
+            self._report |= {"feasible": False, "reason": CRAWLING}
         log.info(
             "%s: timed in %.2f s: %.4f [%.4f, %.4f] of fp32, %.4g ms",
             *(self._name, self._spent["timing_s"], timing.ratio, timing.ratio.low, timing.ratio.high),

@@ -67,6 +67,7 @@ def seconds(model: nn.Module, x: Tensor) -> float:
         (Attention, (BATCH, LENGTH, WIDTH), {"matmul"}),
         (Attention, (1, LENGTH, WIDTH), {"matmul"}),  # a batch of one, as where the model is deployed at others
         (Gate, (BATCH, 16, 24, 24), {"conv"}),
+        (Gate, (1, 16, 24, 24), {"conv"}),
         (Experts, (BATCH * LENGTH, WIDTH), {"expert"}),
     ],
 )
@@ -120,14 +121,43 @@ def test_what_has_no_fast_kernel_is_set_apart(operand: tuple[int, ...], function
     assert set_apart(graph) == ({"fc"} if is_apart else set())
 
 
+@pytest.mark.parametrize("function", [torch.round, torch.neg, lambda y: y.clamp_min(0.1), lambda y: 1 / y])
+def test_what_lies_between_is_taken_in_too(function: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.operand = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(LENGTH, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.fc(x)) * self.operand
+
+    assert set_apart(raysq.inspect(Net().eval(), torch.randn(4, LENGTH, WIDTH))) == {"fc"}
+
+
+def test_gates_of_a_value_by_itself_are_followed_once_each() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x)
+            for _ in range(40):  # 2 ** 40 ways through
+                y = y * y.sigmoid()
+            return y
+
+    assert set_apart(raysq.inspect(Net().eval(), torch.randn(4, WIDTH))) == set()
+
+
 def test_a_residual_grows_with_the_batch_and_a_bias_by_position_does_not() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.bias = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Embedding(LENGTH, WIDTH)
+            self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+            self.bias, self.held = nn.Embedding(LENGTH, WIDTH), torch.ones(1, LENGTH, WIDTH)
 
         def forward(self, x: Tensor) -> Tensor:
             position = self.bias(torch.arange(LENGTH)[None])  # the same for all inputs
-            return self.b(x + self.a(x)) + position
+            return self.c(self.b(x + self.a(x)) + position) + self.held
 
-    assert set_apart(raysq.inspect(Net().eval(), torch.randn(1, LENGTH, WIDTH))) == {"b"}
+    assert set_apart(raysq.inspect(Net().eval(), torch.randn(1, LENGTH, WIDTH))) == {"b", "c"}

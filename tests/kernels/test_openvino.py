@@ -199,6 +199,25 @@ def test_any_tensor_of_these_shapes_is_read_as_it_is(openvino: base.Backend, giv
         assert torch.equal(got, model(*of.args)) and not got.requires_grad
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_given_the_width_that_they_read(openvino: base.Backend, kind: type[nn.RNNBase]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.head = kind(8, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.cells(x)[0])  # type: ignore[no-any-return]
+
+    of = source(Model().eval(), torch.randn(4, 6, 8))
+    model = openvino.build(of, Recipe({})).model
+    torch.testing.assert_close(model(torch.ones(3, 5, 8)), of.model(torch.ones(3, 5, 8)), rtol=1e-4, atol=1e-5)
+    for width in (9, 7):
+        for _ in range(2):  # with a network of its own, and without
+            with pytest.raises(RuntimeError, match="reads 8 features"):
+                model(torch.ones(3, 6, width))
+
+
 def test_a_bound_run_reads_what_its_tensors_hold_by_then(openvino: base.Backend) -> None:
     of = made("linear")
     model = openvino.build(of, everywhere(of)).model

@@ -182,7 +182,6 @@ class Untimeable(reference.Engine):
         (lambda model: 1.0, Broken(), {}, 1, "build", "MemoryError: out of scratchpads"),
         (lambda model: 1.0, None, {"linear.scheme": "odd"}, 1, "build", "linear.scheme"),
         (lambda model: 1.0, Untimeable(), {}, 2, "evaluated", "no such form"),
-        (lambda model: 1.0, Crawling(), {}, 2, "evaluated", "20 times as long as in fp32"),
     ],
 )
 def test_failures_are_reports(worker, eval_fn, engine, config, advances, stage, reason):
@@ -195,6 +194,16 @@ def test_failures_are_reports(worker, eval_fn, engine, config, advances, stage, 
     assert reason in report["reason"]
     trial.begin({})  # the worker goes on
     assert trial.advance()["stage"] in ("evaluated", "build")
+
+
+def test_what_is_timed_as_hopeless_is_infeasible_and_searchers_learn_how_slow_it_is(worker):
+    trial = worker(engine=Crawling())
+    trial.begin({})
+    assert trial.advance()["feasible"]
+    report = trial.advance()
+    assert (report["status"], report["stage"], report["feasible"]) == ("finished", "timed", False)
+    assert "20 times as long as in fp32" in report["reason"]
+    assert 20 < report["latency_ratio"] < math.inf
 
 
 def test_same_recipe_same_digest(worker, prepared):
