@@ -18,6 +18,7 @@ from raysq.errors import RecipeError
 from raysq.inspection import deployable
 from raysq.observation import observe
 from raysq.recipe import (
+    Approach,
     Granularity,
     OpConfig,
     Precision,
@@ -316,6 +317,16 @@ def test_without_statistics_there_is_nothing_to_tune() -> None:
     with pytest.raises(RecipeError, match="needs calibration statistics"):
         tuned_alphas(source, Smoothing(), all_int8(source))
     assert advised_alphas(source, all_int8(source)) == {}
+
+
+def test_what_is_clipped_counts_where_ranges_are_fixed_only() -> None:
+    def losses(approach: Approach) -> Any:
+        source = prepared(Shared(), outlying(8, 10))
+        scorer = alphas._Scorer(source, all_int8(source, replace(INT8, approach=approach)))
+        group = source.graph.groups["q/0"]
+        return scorer.losses(group, scorer.scales(group, [0.0, 1.0])).mean(axis=0)
+
+    assert (losses(Approach.STATIC) > 2 * losses(Approach.DYNAMIC)).all()
 
 
 def test_candidates_are_compared_in_parts_where_weights_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
