@@ -12,21 +12,9 @@ from raysq.graph import Call, ModelGraph, Node, activation_axis
 __all__ = ["set_apart"]
 
 FUNCTIONS = {  # that a kernel takes in, and after which it goes on taking in
-    *(
-        "abs",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "dropout",
-        "elu",
-        "exp",
-        "gelu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-    ),
-    *("leaky_relu", "log", "mish", "neg", "pow", "reciprocal", "relu", "relu6", "round", "rsqrt", "sigmoid", "silu"),
-    *("softplus", "sqrt", "square", "tanh"),
+    *("abs", "clamp", "clamp_max", "clamp_min", "dropout", "elu", "exp", "gelu", "hardsigmoid", "hardswish"),
+    *("hardtanh", "leaky_relu", "log", "mish", "neg", "pow", "reciprocal", "relu", "relu6", "round", "rsqrt"),
+    *("sigmoid", "silu", "softplus", "sqrt", "square", "tanh"),
 }
 ARITHMETIC = {  # without underscores around
     *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply"),
