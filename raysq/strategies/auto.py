@@ -10,6 +10,7 @@ from typing import ClassVar
 from raysq.description import family
 from raysq.errors import CalibrationError, ModelError
 from raysq.features import Per
+from raysq.goal import Objective
 from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import MSE, Fisher
 from raysq.strategies.base import BARRIER, History, Proposal, Steps, Strategy
@@ -255,10 +256,18 @@ class Auto(Strategy):
             yield f"float calls in {precision}", partial(self._recast, precision)
 
     def _refine(self, history: History) -> Steps:
-        """Yield what TPE suggests, which knows all trials that the space can express."""
-        space = self.space
-        if history.best is not None and space.per is not Per.CALL:
+        """Yield what TPE suggests, which knows all trials that the space can express.
+
+        AdaRound, which takes minutes to build a large model, is left out where it could only buy accuracy: there are no
+        float calls that it might bring back to int8.
+        """
+        space, floats = self.space, list[str]()
+        if history.best is not None:
             floats = self._float_calls(history.best.recipe)[::-1]
+            free = free_switches(space)
+            if not floats and "adaround" in free and Objective.ACCURACY not in self.goal.objectives:
+                space = free["adaround"].narrow(space, False)
+        if history.best is not None and space.per is not Per.CALL:
             if floats:
                 ranking = next(iter(rankings(space).values()))
                 space = space.with_ranking(FOUND, dict.fromkeys([*floats, *ranking]))

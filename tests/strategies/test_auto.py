@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from driving import drive
-from simulation import RoughSimulation, Simulation
+from simulation import RoughSimulation, Simulation, make_call, make_graph
 
 from raysq import strategies
 from raysq.errors import CalibrationError, ModelError
-from raysq.recipe import Precision
+from raysq.graph import OpType
+from raysq.recipe import Precision, Rounding
 from raysq.sensitivities import Sensitivity
 from raysq.strategies.auto import Auto
 from raysq.strategies.base import Strategy
@@ -70,6 +71,19 @@ def test_where_the_default_passes_it_looks_for_speed_only() -> None:
     assert labels[0] == "default" and not any("algorithm" in label or "by mse" in label for label in labels)
     assert all(record.feasible for record in strategy.history)
     assert strategy.history.best is not None and strategy.history.best.label != "default"
+
+
+@pytest.mark.parametrize(("objectives", "tried"), [({"latency": 1}, False), ({"latency": 1, "accuracy": 1}, True)])
+def test_where_all_calls_pass_in_int8_adaround_is_tried_for_accuracy_only(
+    objectives: dict[str, float], tried: bool
+) -> None:
+    linears = make_graph([make_call(f"fc{i}", OpType.LINEAR) for i in range(6)])
+    sim = Simulation(sensitive=0, graph=linears, objectives=objectives)
+    strategy = bound(sim, 60)
+    drive(strategy, sim, trials=60)
+    assert any(record.label == "tpe" for record in strategy.history)
+    rounded = [c for record in strategy.history for c in record.recipe.ops.values() if c.rounding is Rounding.ADAROUND]
+    assert bool(rounded) is tried
 
 
 def test_the_ladder_where_the_default_fails() -> None:
