@@ -163,7 +163,9 @@ def _left_by_runs(backend: str, threads: int, joined: bool = False) -> Iterator[
 
 def _objects() -> int:
     """Return how many bytes lie in the object store of the running Ray."""
-    usage = re.search(r"Plasma memory usage ([\d.]+) MiB", memory_summary(stats_only=True))  # type: ignore[no-untyped-call]
+    address = ray.get_runtime_context().gcs_address  # others may run on this machine
+    told = memory_summary(address, stats_only=True)  # type: ignore[no-untyped-call]
+    usage = re.search(r"Plasma memory usage ([\d.]+) MiB", told)
     if usage is None:
         raise SystemExit("Ray's summary of its memory has another form by now.")
     return int(float(usage[1]) * MIB)
