@@ -1,8 +1,8 @@
 """Keeps oneDNN Graph from doing in a product's kernel what only its reference kernels can, many times slower.
 
 A product's kernel takes in functions of its result, and sums with and factors of another tensor. Fast kernels (IPEX
-2.8, measured on AVX2) are there for a tensor of the product's own shape, one value, and one per channel. With others, such
-as a mask or a bias that the samples of a batch share, or a gate per sample, the kernel is a reference one.
+2.8, measured on AVX2) are there for a tensor of the product's own shape, one value, and one per channel. With others,
+such as a mask or a bias that the samples of a batch share, or a gate per sample, the kernel is a reference one.
 """
 
 from __future__ import annotations
