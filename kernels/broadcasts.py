@@ -11,12 +11,10 @@ from raysq.graph import Call, ModelGraph, Node, activation_axis
 
 __all__ = ["set_apart"]
 
-FUNCTIONS = {  # that a kernel takes in, and after which it goes on taking in
+TAKEN_IN = {  # functions of the result, and arithmetic with another tensor; names without underscores around
     *("abs", "clamp", "clamp_max", "clamp_min", "dropout", "elu", "exp", "gelu", "hardsigmoid", "hardswish"),
     *("hardtanh", "leaky_relu", "log", "mish", "neg", "pow", "reciprocal", "relu", "relu6", "round", "rsqrt"),
     *("sigmoid", "silu", "softplus", "sqrt", "square", "tanh"),
-}
-ARITHMETIC = {  # without underscores around
     *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply"),
     *("div", "rdiv", "truediv", "rtruediv", "itruediv", "divide", "true_divide", "maximum", "minimum"),
 }
@@ -34,8 +32,7 @@ def _meets_another_shape(call: Call, graph: ModelGraph) -> bool:
     values = [graph.node_of[call.name].outputs[0]]
     for value in values:  # which grow on the way
         for node in graph.readers.get(value, ()):
-            function = node.function.strip("_")
-            if node.shapes[:1] != (product,) or function not in FUNCTIONS | ARITHMETIC:
+            if node.shapes[:1] != (product,) or node.function.strip("_") not in TAKEN_IN:
                 continue
             if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in _others(node, value, graph)):
                 return True

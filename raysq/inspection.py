@@ -197,12 +197,14 @@ class _Recorder:
 
     def function(self, function: Function, site: Site | None, result: Any) -> None:
         tensors = tensors_in((function.args, dict(function.kwargs)))
-        parameters = tuple(self._own.get((function.module, id(t)), self._names[t]) for t in tensors if t in self._names)
+        held = [t for t in tensors if t in self._names]
+        read = [t for t in tensors if t not in self._names]
+        parameters = tuple(self._own.get((function.module, id(t)), self._names[t]) for t in held)
         made = tensors_in(result)
         if function.name == "__setitem__":
             made = tensors[:1]
         changed = [id(t) for t in made]
-        inputs = tuple(self._value(t, after=id(t) in changed) for t in tensors if t not in self._names)
+        inputs = tuple(self._value(t, after=id(t) in changed) for t in read)
         if site is not None and self._operands is not None:
             self.calls.append(self._describe(site, self._operands, result))
             self._operands = None
@@ -229,9 +231,7 @@ class _Recorder:
                 shapes=shapes,
                 call=name,
                 parameters=parameters,
-                read_shapes=tuple(
-                    tuple(t.shape) for named in (False, True) for t in tensors if (t in self._names) is named
-                ),
+                read_shapes=tuple(tuple(t.shape) for t in (*read, *held)),
             )
         )
 

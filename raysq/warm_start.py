@@ -212,9 +212,9 @@ def _judged(record: TrialRecord, baseline: Baseline, goal: Goal) -> TrialRecord 
     if score is None:
         return None
     loss = evaluation.loss(score, baseline.accuracy, baseline.metrics, goal)
-    unfit = record.reason if record.reason == CRAWLING or not record.int8_calls else ""  # whatever the goal is
     if record.estimated:
         return record if loss.drop == record.accuracy_drop else None
+    unfit = record.reason if record.reason == CRAWLING or not record.int8_calls else ""  # whatever the goal is
     return replace(
         record,
         accuracy=score.value,

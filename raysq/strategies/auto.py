@@ -13,6 +13,7 @@ from raysq.features import Per
 from raysq.goal import Objective
 from raysq.recipe import Precision, Recipe
 from raysq.sensitivities import MSE, Fisher
+from raysq.space import SearchSpace
 from raysq.strategies.base import BARRIER, History, Proposal, Steps, Strategy
 from raysq.strategies.bisection import bisected, shrunk
 from raysq.strategies.following import follow, teach
@@ -256,29 +257,31 @@ class Auto(Strategy):
             yield f"float calls in {precision}", partial(self._recast, precision)
 
     def _refine(self, history: History) -> Steps:
-        """Yield what TPE suggests, which knows all trials that the space can express.
-
-        AdaRound, which takes minutes to build a large model, is left out where it could only buy accuracy: there are no
-        float calls that it might bring back to int8.
-        """
-        space, floats = self.space, list[str]()
-        if history.best is not None:
-            floats = self._float_calls(history.best.recipe)[::-1]
-            free = free_switches(space)
-            if not floats and "adaround" in free and Objective.ACCURACY not in self.goal.objectives:
-                space = free["adaround"].narrow(space, False)
-        if history.best is not None and space.per is not Per.CALL:
-            if floats:
-                ranking = next(iter(rankings(space).values()))
-                space = space.with_ranking(FOUND, dict.fromkeys([*floats, *ranking]))
-            counts = {d.name: d.values for d in space.dimensions if isinstance(d.values, range)}
-            top = max(FEW, 2 * len(floats))  # far more calls in float than are needed is never fast
-            space = space.narrow({name: values[: top + 1] for name, values in counts.items()})
+        """Yield what TPE suggests, which knows all trials that the space can express."""
+        space = self.space if history.best is None else self._narrowed(history.best.recipe)
         if not space.dimensions:
             return
         engine = ConstrainedOptuna(space, self.goal, tpe_sampler(self.seed))
         teach(engine, space, history)
         yield from follow(engine, space, history, "tpe")
+
+    def _narrowed(self, best: Recipe) -> SearchSpace:
+        """Return the space without what can hardly be faster than the best recipe.
+
+        AdaRound, which takes minutes to build a large model, is left out where it could only buy accuracy: there are no
+        float calls that it might bring back to int8.
+        """
+        space, floats, free = self.space, self._float_calls(best)[::-1], free_switches(self.space)
+        if not floats and "adaround" in free and Objective.ACCURACY not in self.goal.objectives:
+            space = free["adaround"].narrow(space, False)
+        if space.per is Per.CALL:
+            return space
+        if floats:
+            ranking = next(iter(rankings(space).values()))
+            space = space.with_ranking(FOUND, dict.fromkeys([*floats, *ranking]))
+        counts = {d.name: d.values for d in space.dimensions if isinstance(d.values, range)}
+        top = max(FEW, 2 * len(floats))  # far more calls in float than are needed is never fast
+        return space.narrow({name: values[: top + 1] for name, values in counts.items()})
 
     @property
     def _share(self) -> int:

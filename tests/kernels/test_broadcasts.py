@@ -61,6 +61,7 @@ def seconds(model: nn.Module, x: Tensor) -> float:
     return time.perf_counter() - begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape", "set_apart_calls"),
     [
