@@ -172,7 +172,7 @@ with open(sys.argv[1], "rb") as file:
 from raysq.tuning.shipping import unpack
 model = unpack(packed)
 with torch.no_grad():
-    assert torch.equal(model(x).logits, wanted)
+    torch.testing.assert_close(model(x).logits, wanted)  # IPEX has kernels of its own where it is imported: other last bits
 """
 
 
