@@ -43,7 +43,8 @@ def _has_no_fast_kernel(call: Call, graph: ModelGraph) -> bool:
             others = list(_others(node, value, graph))
             if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in others):
                 return True
-            if function in SUMS and not call.op.is_conv and value not in unchanged and (product, False) in others:
+            changed = value not in unchanged or node.call is None  # by a factor of the sum's, `alpha`
+            if function in SUMS and not call.op.is_conv and changed and (product, False) in others:
                 return True
             if node.outputs[0] not in values:
                 values.append(node.outputs[0])

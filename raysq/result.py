@@ -310,9 +310,8 @@ class Result:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether it is faster than both the fastest fp32 and the bf16 form."""
-        bf16 = self.baseline.bf16_ratio
-        return self.latency_ratio < min(1.0, bf16 if bf16 else 1.0)
+        """Whether it is faster than both the fastest fp32 and the bf16 form, also at the upper end of its interval."""
+        return self.latency_ratio.high < min(1.0, self.baseline.bf16_ratio or 1.0)
 
     def _repr_html_(self) -> str:
         return notebook.of_result(self)

@@ -183,7 +183,11 @@ class Worker:
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
             made: list[Tensor] = []
-            if crawls(lambda: made.extend(outputs(built.model, source.args, source.kwargs)), source):
+
+            def forward() -> None:
+                made[:] = outputs(built.model, source.args, source.kwargs)
+
+            if crawls(built, source, forward):
                 raise BackendError(CRAWLING)
             digest = fingerprint.of_tensors(made)
         int8_calls = base.count_int8(built)

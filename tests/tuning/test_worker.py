@@ -273,7 +273,9 @@ def test_prediction_comes_from_what_really_runs(worker, prepared):
         def build(self, source, recipe):
             built = super().build(source, Recipe({}))
             fp32 = {c.name: Precision.FP32 for c in source.graph.calls}
-            return SimpleNamespace(model=built.model, executed=fp32, left_in_float={}, size_bytes=1)
+            return SimpleNamespace(
+                backend="refusing", model=built.model, executed=fp32, left_in_float={}, size_bytes=1
+            )
 
     trial = worker(engine=Refusing())
     trial.begin({})
@@ -358,10 +360,10 @@ def test_a_recipe_that_crawls_is_not_evaluated(worker):
             built = super().build(source, recipe)
 
             def model(*args, **kwargs):
-                time.sleep(1.1)
+                time.sleep(0.15)
                 return built.model(*args, **kwargs)
 
-            return replace(built, model=model)
+            return replace(built, model=model, backend="crawling")
 
     trial = worker(lambda model: evaluated.append(model) or 1.0, Crawling())
     trial.begin({})
