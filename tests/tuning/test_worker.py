@@ -273,9 +273,7 @@ def test_prediction_comes_from_what_really_runs(worker, prepared):
         def build(self, source, recipe):
             built = super().build(source, Recipe({}))
             fp32 = {c.name: Precision.FP32 for c in source.graph.calls}
-            return SimpleNamespace(
-                backend="refusing", model=built.model, executed=fp32, left_in_float={}, size_bytes=1
-            )
+            return SimpleNamespace(backend="refusing", model=built.model, executed=fp32, left_in_float={}, size_bytes=1)
 
     trial = worker(engine=Refusing())
     trial.begin({})
