@@ -246,6 +246,12 @@ class ModelGraph:
         return frozenset(nodes)
 
     @cached_property
+    def unread_calls(self) -> frozenset[str]:
+        """The calls whose result nothing reads, such as what only training needs."""
+        wanted = {*self.readers, *self.outputs}
+        return frozenset(name for name, node in self.node_of.items() if wanted.isdisjoint(node.outputs))
+
+    @cached_property
     def constant_calls(self) -> tuple[str, ...]:
         """The calls that read the same whatever the model's inputs are, such as projections of relative positions."""
         return tuple(n.call for n in self.nodes if n.index in self._constant_nodes and n.call is not None)

@@ -210,6 +210,22 @@ def test_a_state_that_begins_with_zeros_is_no_obstacle(name: str, zeros: Any) ->
     assert (quantized(more) - exact).norm() < 0.1 * exact.norm()
 
 
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino"])
+def test_a_call_that_nothing_reads_is_said_to_be_that(name: str) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.variance = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean, _ = self.mean(x), self.variance(x)  # which only training samples from
+            return mean
+
+    engine(name)
+    left = raysq.quantize(Encoder().eval(), [torch.randn(16, 16)], backend=name).left_in_float
+    assert left == {"variance": "nothing reads its result, so it isn't computed"}
+
+
 @pytest.mark.parametrize("name", ["ipex", "ipex_qconf", "onednn", "openvino"])
 def test_a_call_that_depends_on_no_input_is_no_obstacle(name: str) -> None:
     backend = engine(name)
