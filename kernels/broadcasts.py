@@ -2,7 +2,9 @@
 
 A product's kernel takes in functions of its result, and sums with and factors of another tensor. Fast kernels (IPEX
 2.8, measured on AVX2) are there for a tensor of the product's own shape, one value, and one per channel. With others,
-such as a mask or a bias that the samples of a batch share, or a gate per sample, the kernel is a reference one.
+such as a mask or a bias that the samples of a batch share, or a gate per sample, the kernel is a reference one. So is
+that of a matrix product which is changed before it is added to a tensor of its own shape, such as half a residual:
+the sum is made where the other operand lies, and nothing may come before that. Convolutions may do it.
 """
 
 from __future__ import annotations
@@ -18,26 +20,36 @@ TAKEN_IN = {  # functions of the result, and arithmetic with another tensor; nam
     *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply"),
     *("div", "rdiv", "truediv", "rtruediv", "itruediv", "divide", "true_divide", "maximum", "minimum"),
 }
+SUMS = {"add", "radd", "iadd"}
+NOTHING = {"dropout"}  # at inference
 
 
 def set_apart(graph: ModelGraph) -> frozenset[str]:
     """Return the products whose result needs a memory of its own, so that their kernels end with it."""
-    return frozenset(call.name for call in graph.calls if call.op.is_product and _meets_another_shape(call, graph))
+    return frozenset(call.name for call in graph.calls if call.op.is_product and _has_no_fast_kernel(call, graph))
 
 
-def _meets_another_shape(call: Call, graph: ModelGraph) -> bool:
-    """Whether arithmetic that may be taken in has an operand of a shape for which there is no fast kernel."""
+def _has_no_fast_kernel(call: Call, graph: ModelGraph) -> bool:
+    """Whether arithmetic that may be taken in has an operand for which there is no fast kernel."""
     product = call.output_shape
     channels = activation_axis(call.op, len(product)) % len(product)
     values = [graph.node_of[call.name].outputs[0]]
+    unchanged = {values[0]}
     for value in values:  # which grow on the way
         for node in graph.readers.get(value, ()):
-            if node.shapes[:1] != (product,) or node.function.strip("_") not in TAKEN_IN:
+            function = node.function.strip("_")
+            if node.shapes[:1] != (product,) or function not in TAKEN_IN:
                 continue
-            if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in _others(node, value, graph)):
+            others = list(_others(node, value, graph))
+            if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in others):
+                return True
+            changed = value not in unchanged or node.call is None  # by a factor of the sum's, `alpha`
+            if function in SUMS and not call.op.is_conv and changed and (product, False) in others:
                 return True
             if node.outputs[0] not in values:
                 values.append(node.outputs[0])
+                if function in NOTHING and value in unchanged:
+                    unchanged.add(node.outputs[0])
     return False
 
 

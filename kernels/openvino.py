@@ -7,6 +7,7 @@ the graph that is executed.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -32,6 +33,7 @@ from raysq.source import Source
 __all__ = ["Engine"]
 
 FP32_FORM, BF16_FORM = "openvino", "openvino bf16"
+CONSTANT = "it reads the same whatever the inputs are, so OpenVINO computes it beforehand, or can't in int8"
 KINDS = (
     OpType.CONV1D,
     OpType.CONV2D,
@@ -75,6 +77,10 @@ class Engine:
         plain = OpCapability(precisions, static, activations)
         ops = {op: weighted if op.has_weight else plain for op in OpType if op in kinds}
         return Capabilities(self.name, ops, instruction_sets(), lacks_vnni())
+
+    def unseen(self, source: Source) -> Mapping[str, str]:
+        """Return the calls that depend on no input of the model, and why they stay in float."""
+        return dict.fromkeys(source.graph.filled_calls, CONSTANT)
 
     def float_forms(self) -> tuple[str, ...]:
         """Name plain TorchScript in both layouts, and OpenVINO in fp32 and, where the CPU has it, bf16."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raysq import evaluation, memory
-from raysq.errors import BackendError, EvaluationError
+from raysq.errors import BackendError, EvaluationError, ModelError
 from raysq.goal import Goal, Objective
 from raysq.inspection import same_outputs
 from raysq.kernels import base
@@ -45,6 +45,7 @@ def measure(
         latency: the budget of each timing.
 
     Raises:
+        ModelError: the model gives other outputs whenever it is called.
         EvaluationError: `eval_fn` or `goal.confirm` fails on the model, or its score allows no relative loss.
         BackendError: no fp32 form could be built.
         OptionError: memory is an objective, and can't be measured here.
@@ -108,6 +109,12 @@ class _Contest:
         champion: BuiltModel | None = None
         for form in forms:
             champion = self._winner(form, champion, expected)
+        if champion is None and not same_outputs(outputs(source.model, source.args, source.kwargs), expected, RTOL):
+            raise ModelError(
+                "the model gives other outputs when it is called again with the same inputs, so no copy can be "
+                "compared with it. If it draws random numbers, such as dropout at inference, seed them inside of its "
+                "forward or leave them out; if it keeps a state between calls, make that an input."
+            )
         if champion is None:
             reasons = "; ".join(f"{form}: {reason}" for form, reason in self.dropped.items())
             raise BackendError(

@@ -65,6 +65,11 @@ CONVOLUTIONS = frozenset(op for op in OpType if op.value.startswith("conv"))
 WEIGHTED = CONVOLUTIONS | {OpType.LINEAR, OpType.EMBEDDING_BAG, OpType.LSTM}
 
 
+FILLS = frozenset(  # of what they read only shape and type matter
+    {"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"}
+)
+
+
 def activation_axis(op: OpType, dimensions: int) -> int:
     """Return the axis that channels run along in what a call of this kind reads and returns."""
     channels_first = op.is_conv or op in (OpType.MAX_POOL, OpType.AVG_POOL) or (op is OpType.ADD and dimensions >= 4)
@@ -226,10 +231,14 @@ class ModelGraph:
     @cached_property
     def _constant_nodes(self) -> frozenset[int]:
         """The nodes that compute the same whatever the model's inputs are, such as a bias by relative positions."""
+        return self._nodes_of_no_input(frozenset())
+
+    def _nodes_of_no_input(self, fills: frozenset[str]) -> frozenset[int]:
+        """Return the nodes that read constants only, and what functions make that read shapes only."""
         fixed: set[int] = set()
         nodes = []
         for node in self.nodes:
-            if fixed.issuperset(node.inputs):
+            if fixed.issuperset(node.inputs) or node.function in fills:
                 fixed.update(node.outputs)
                 nodes.append(node.index)
             elif node.function == "__setitem__":
@@ -237,9 +246,21 @@ class ModelGraph:
         return frozenset(nodes)
 
     @cached_property
+    def unread_calls(self) -> frozenset[str]:
+        """The calls whose result nothing reads, such as what only training needs."""
+        wanted = {*self.readers, *self.outputs}
+        return frozenset(name for name, node in self.node_of.items() if wanted.isdisjoint(node.outputs))
+
+    @cached_property
     def constant_calls(self) -> tuple[str, ...]:
         """The calls that read the same whatever the model's inputs are, such as projections of relative positions."""
         return tuple(n.call for n in self.nodes if n.index in self._constant_nodes and n.call is not None)
+
+    @cached_property
+    def filled_calls(self) -> tuple[str, ...]:
+        """The constant calls, and those whose input is filled in the shape of an input, such as a first state."""
+        nodes = self._nodes_of_no_input(FILLS)
+        return tuple(n.call for n in self.nodes if n.index in nodes and n.call is not None)
 
     def is_constant(self, value: int) -> bool:
         """Whether a value is the same whatever the model's inputs are: computed so, or held by a module as it is."""

@@ -22,7 +22,7 @@ def of_result(result: Result) -> str:
     base, ratio = result.baseline, result.latency_ratio
     verdict = "meets the goal" if result.feasible else "does not meet the goal: the closest recipe"
     if result.feasible and not result.worthwhile:
-        verdict += ", but is not faster than float"
+        verdict += ", but is not faster than float beyond luck"
     header = ["", f"fp32 ({base.form})", f"int8 ({result.backend})"]
     rows = [
         ["accuracy", f"{base.accuracy:.4g}", f"{result.accuracy:.4g} (loss {result.accuracy_drop:.3g})"],

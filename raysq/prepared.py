@@ -39,6 +39,7 @@ __all__ = ["MACHINE", "Prepared", "machine", "prepare", "ranked", "resolve"]
 
 
 MACHINE = ("cpu", "isa", "threads", "governor")  # the CPU's name, its instruction sets, of its frequency or None
+UNREAD = "nothing reads its result, so it isn't computed"
 UNCALIBRATED = ("dynamic", "weight_only")  # approaches that need no statistics
 
 
@@ -276,7 +277,8 @@ def _probed(space: SearchSpace, source: Source, engine: base.Backend) -> Probe:
     """Return the space without what the backend turns out not to run in int8, and why."""
     unseen = engine.unseen(source) if isinstance(engine, base.Selective) else {}
     found = probe(space.without_int8(unseen), source, engine)
-    return replace(found, left_in_float={**unseen, **found.left_in_float})
+    left = {**unseen, **found.left_in_float}
+    return replace(found, left_in_float=left | dict.fromkeys(left.keys() & source.graph.unread_calls, UNREAD))
 
 
 def _smoothed(

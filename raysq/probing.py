@@ -37,7 +37,7 @@ CRAWLING = (
 )
 ERRS = "computes something else than the recipe says, on this CPU"
 WRONG = 0.2  # of the output's own size: an error below is no disaster, whatever its cause
-AFFORDABLE_S = 1.0
+AFFORDABLE_S = 0.1
 TIMES_REFERENCE = 3.0  # kernels round differently, but one that errs so much more than the simulation is wrong
 
 
@@ -101,20 +101,23 @@ def settled(recipe: Recipe, source: Source, engine: Backend) -> Settled:
     return Settled(recipe, built, build_s, left)
 
 
-def crawls(forward: Callable[[], object], source: Source) -> bool:
-    """Whether a warmed-up forward on the example inputs is hopelessly slow against the eager fp32 model's.
+def crawls(built: BuiltModel, source: Source, forward: Callable[[], object]) -> bool:
+    """Whether a warmed-up forward of a build on the example inputs is hopelessly slow against the eager fp32 model's.
 
     Eager fp32 is slower than any form that is deployed, so no recipe that might win is called so. What lasts less than
-    a second is never: a search can afford it, and a timing ends it.
+    a tenth of a second never is: a search can afford it, and a timing ends it. What is slow runs again: it may have
+    lost the core. The simulation, which nobody deploys, may be slow. It is run once in any case.
     """
-    took = _seconds(forward)
-    if took < AFFORDABLE_S:
-        return False
-    return took > HOPELESS * _seconds(partial(outputs, source.model, source.args, source.kwargs))
+    fp32 = partial(outputs, source.model, source.args, source.kwargs)
+    for _ in range(2):
+        took = _seconds(forward)
+        if built.backend == REFERENCE or took < AFFORDABLE_S or took <= HOPELESS * _seconds(fp32):
+            return False
+    return True
 
 
 def is_hopeless(timing: Timing, built: BuiltModel) -> bool:
-    """Whether a build was so slow that it must not be deployed; the simulation, which nobody deploys, may be slow."""
+    """Whether a build was so slow that it must not be deployed; not the simulation, see `crawls`."""
     return timing.hopeless and built.backend != REFERENCE
 
 
@@ -171,7 +174,7 @@ def _exonerated(
 
 def _crawls(built: BuiltModel, source: Source, _: Recipe) -> bool:
     """Whether a forward takes so much longer than the fp32 model's that a kernel must be oneDNN's reference."""
-    return crawls(partial(outputs, built.model, source.args, source.kwargs), source)
+    return crawls(built, source, partial(outputs, built.model, source.args, source.kwargs))
 
 
 def _errs(built: BuiltModel, source: Source, recipe: Recipe) -> bool:

@@ -144,7 +144,7 @@ class TrialRecord:
         int8_calls: how many calls really ran in int8.
         build_s: seconds to build and warm up.
         eval_s: seconds in eval_fn.
-        timing_s: seconds in timings, not those of waiting to be alone on the node.
+        timing_s: seconds in timings.
         overhead_s: all other seconds from when the worker took it up to its last report.
         node: host that ran it.
         cpu: name of that host's CPU.
@@ -159,6 +159,8 @@ class TrialRecord:
         items_scored: how many items the accuracy is of; None where that isn't known.
         items: how many there are; the accuracy is an estimate if that is more.
         drop_std: standard error of such an estimate's drop; 0 where all items were scored.
+        waiting_s: seconds for which others were timed on the node, or still ran where this trial was to be timed; in
+            none of the others.
     """
 
     trial: int
@@ -192,6 +194,7 @@ class TrialRecord:
     items_scored: int | None = None
     items: int | None = None
     drop_std: float = 0.0
+    waiting_s: float = 0.0
 
     @property
     def estimated(self) -> bool:
@@ -307,9 +310,8 @@ class Result:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether it is faster than both the fastest fp32 and the bf16 form."""
-        bf16 = self.baseline.bf16_ratio
-        return self.latency_ratio < min(1.0, bf16 if bf16 else 1.0)
+        """Whether it is faster than both the fastest fp32 and the bf16 form, also at the upper end of its interval."""
+        return self.latency_ratio.high < min(1.0, self.baseline.bf16_ratio or 1.0)
 
     def _repr_html_(self) -> str:
         return notebook.of_result(self)
@@ -348,6 +350,7 @@ class Result:
                     "build_s": t.build_s,
                     "eval_s": t.eval_s,
                     "timing_s": t.timing_s,
+                    "waiting_s": t.waiting_s,
                     "overhead_s": t.overhead_s,
                     "node": t.node,
                     "cpu": t.cpu,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from raysq.baseline import measure
-from raysq.errors import BackendError, EvaluationError
+from raysq.errors import BackendError, EvaluationError, ModelError
 from raysq.goal import Goal
 from raysq.inspection import deployable
 from raysq.kernels import reference
@@ -62,12 +62,12 @@ class Built:
         self.engine.alive -= 1
 
 
-def measured(engine, eval_fn=lambda model: 0.5, goal=None):
+def measured(engine, eval_fn=lambda model: 0.5, goal=None, model=MODEL):
     _, graph = deployable(MODEL, EXAMPLE, {})
     capabilities = reference.Engine().capabilities()
-    source, space = Source(MODEL, graph, None, EXAMPLE), build_space(graph, capabilities)
+    source, space = Source(model, graph, None, EXAMPLE), build_space(graph, capabilities)
     prepared = Prepared(source, engine.name, capabilities, space, EXAMPLE, {}, 1, {})
-    return measure(prepared, engine, MODEL, eval_fn, goal or Goal(), Latency(budget_s=0.1))
+    return measure(prepared, engine, model, eval_fn, goal or Goal(), Latency(budget_s=0.1))
 
 
 def test_fastest_form_wins():
@@ -120,6 +120,16 @@ def test_bf16_is_scored_and_timed_against_the_fastest_fp32():
 def test_no_fp32_form_says_why():
     with pytest.raises(BackendError, match="broken: RuntimeError: no compiler"):
         measured(Engine(broken=RuntimeError("no compiler"), x_bf16=Form()))
+
+
+def test_a_model_that_draws_random_numbers_is_told_so():
+    class Drawing(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(MODEL(x), training=True)
+
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="other outputs when it is called again .* random numbers"):
+        measured(Engine(form=Drawing()), model=Drawing())
 
 
 def test_score_of_zero_allows_no_relative_loss():

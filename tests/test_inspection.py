@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -214,6 +216,20 @@ def test_what_is_written_to_depends_on_what_is_written() -> None:
 
     graph = deployable(Padded().eval(), (torch.randn(2, 8),), {})[1]
     assert graph.constant_calls == ("fixed",)
+
+
+@pytest.mark.parametrize("fill", [torch.zeros_like, torch.ones_like, lambda x: x.new_full((4, 8), 2.0)])
+def test_what_only_the_shape_of_an_input_is_read_for_is_told_apart(fill: Any) -> None:
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fc = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x + self.first(fill(x)))
+
+    graph = deployable(Filled().eval(), (torch.randn(4, 8),), {})[1]
+    assert (graph.constant_calls, graph.filled_calls) == ((), ("first",))
 
 
 def test_batch_norms_are_folded_within_rounding() -> None:

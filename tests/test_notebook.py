@@ -119,7 +119,7 @@ def test_the_front_is_shown_and_what_users_named_is_escaped() -> None:
     ("changes", "verdict"),
     [
         ({"feasible": False}, "does not meet the goal: the closest recipe"),
-        ({"latency_ratio": Ratio(1.1, 1.0, 1.2)}, "meets the goal, but is not faster than float"),
+        ({"latency_ratio": Ratio(1.1, 1.0, 1.2)}, "meets the goal, but is not faster than float beyond luck"),
     ],
 )
 def test_bad_news_is_said_first(changes: dict[str, Any], verdict: str) -> None:

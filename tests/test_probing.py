@@ -50,7 +50,9 @@ class Flawed:
 
 
 def replaced(built: Any, model: Any = None, left: Mapping[str, str] | None = None) -> Any:
-    return SimpleNamespace(model=model or built.model, left_in_float=left or {}, executed=built.executed)
+    return SimpleNamespace(
+        backend=Flawed.name, model=model or built.model, left_in_float=left or {}, executed=built.executed
+    )
 
 
 def fails(op: OpType) -> Callable[[list[OpType], Any], Any]:
@@ -72,7 +74,7 @@ def errs(*wrong: OpType) -> Callable[[list[OpType], Any], Any]:
 def crawls(*slow: OpType) -> Callable[[list[OpType], Any], Any]:
     def flaw(ops: list[OpType], built: Any) -> Any:
         def model(x: torch.Tensor) -> torch.Tensor:
-            time.sleep(1.1 if set(slow) & set(ops) else 0)
+            time.sleep(0.15 if set(slow) & set(ops) else 0)
             return built.model(x)
 
         return replaced(built, model)

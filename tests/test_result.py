@@ -1,4 +1,4 @@
-"""What a result tells of its trials: the Pareto front."""
+"""What a result tells of its trials, the Pareto front, and of its winner."""
 
 import itertools
 import random
@@ -31,19 +31,22 @@ def trial(number, latency, drop, size=None, memory=None, timed=True):
     )
 
 
-def front(trials, objectives):
-    nothing = dict.fromkeys(("model", "built", "recipe", "accuracy", "accuracy_drop", "latency_ms", "latency_ratio"))
-    baseline = Baseline(1.0, {}, 1.0, "jit", {})
-    result = Result(
+def result(trials=(), objectives=FRONTS[0], ratio=None, bf16=None):
+    nothing = dict.fromkeys(("model", "built", "recipe", "accuracy", "accuracy_drop", "latency_ms"))
+    return Result(
         **nothing,
-        baseline=baseline,
+        latency_ratio=ratio,
+        baseline=Baseline(1.0, {}, 1.0, "jit", {}, bf16_ratio=bf16),
         feasible=True,
         trials=tuple(trials),
         executed={},
         left_in_float={},
         objectives=objectives,
     )
-    return result.pareto_front()
+
+
+def front(trials, objectives):
+    return result(trials, objectives).pareto_front()
 
 
 @pytest.mark.parametrize("objectives", FRONTS, ids=len)
@@ -68,3 +71,17 @@ def test_what_was_not_timed_or_lacks_an_objective_is_not_on_it():
     trials = [trial(0, 0.5, 0.1, size=0.5), trial(1, 0.1, 0.0, size=0.1, timed=False), trial(2, 0.2, 0.0)]
     assert list(front(trials, FRONTS[1])["trial"]) == [0]
     assert list(front(trials, FRONTS[0])["trial"]) == [2]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bf16", "is_worthwhile"),
+    [
+        (Ratio(0.5, 0.4, 0.6), None, True),
+        (Ratio(0.9, 0.8, 1.1), None, False),  # may be luck
+        (Ratio(1.2, 1.1, 1.3), None, False),
+        (Ratio(0.5, 0.4, 0.6), Ratio(0.7, 0.6, 0.8), True),
+        (Ratio(0.5, 0.4, 0.6), Ratio(0.55, 0.5, 0.6), False),
+    ],
+)
+def test_worthwhile_is_what_is_faster_beyond_luck(ratio, bf16, is_worthwhile):
+    assert result(ratio=ratio, bf16=bf16).worthwhile is is_worthwhile

@@ -222,7 +222,7 @@ def test_the_frame_has_a_row_per_trial(searched: SimpleNamespace) -> None:
     frame = searched.result.dataframe()
     promised = (
         "trial status stage accuracy accuracy_drop latency_ms latency_ratio speedup feasible "
-        "build_s eval_s timing_s overhead_s reason"
+        "build_s eval_s timing_s waiting_s overhead_s reason"
     )
     assert set(promised.split()) <= set(frame.columns)
     assert list(frame["trial"]) == [t.trial for t in searched.result.trials]

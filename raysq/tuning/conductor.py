@@ -66,7 +66,7 @@ class Conductor(Unsaved, Searcher):
     With a warm start, results of earlier runs are in the history from the beginning, and recipes of theirs run before
     the searcher is asked at all; strategies and `ConstrainedOptuna` learn both.
 
-    The search ends (`ended` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
+    The search ends (`why_over` says why) when the searcher does, when it suggests nothing new, after `max_trials`, at
     the first feasible recipe with `stop_at_first`, when none of the last max(10, max_trials / 4) trials was better
     beyond its confidence interval, or when the first five trials fail for one reason.
 
@@ -104,7 +104,7 @@ class Conductor(Unsaved, Searcher):
         self.max_trials = max_trials
         self.stop_at_first = stop_at_first
         self.history = History(goal)
-        self.ended = ""
+        self._ended = ""
         self._goal = goal
         self._room = room
         self._max_failures = max_failures
@@ -145,7 +145,7 @@ class Conductor(Unsaved, Searcher):
             return None
         running = self._again.popleft() if self._again else self._next()
         if running is None:
-            return None if self._running or not self.ended else Searcher.FINISHED  # one that runs may yet be lost
+            return None if self._running or not self._ended else Searcher.FINISHED  # one that runs may yet be lost
         self._running[trial_id] = running
         point = running.point
         log.debug(
@@ -209,21 +209,38 @@ class Conductor(Unsaved, Searcher):
             self._finish(pending.popleft())
         self._begun = len(self.history)
 
+    def why_over(self) -> str:
+        """Return why no trial will be suggested any more; "" while one may be."""
+        if self._ended:
+            return self._ended
+        patience = max(MIN_PATIENCE, self.max_trials // 4)
+        first = self.history[self._begun :][:HOPELESS]
+        failures = {r.reason if r.status is Status.FAILED else None for r in first}
+        if len(first) == HOPELESS and len(failures) == 1 and None not in failures:
+            return f"the first {HOPELESS} trials failed alike"
+        if self.stop_at_first and self.history.best is not None:
+            return "a feasible recipe was found"
+        if self._suggested >= self.max_trials and not self._ready:
+            return f"all {self.max_trials} trials were made"
+        if self.history.best is not None and len(self.history) - self._improved_at >= patience:
+            return f"none of the last {patience} trials was better"
+        return ""
+
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the journal has it all."""
 
     def _next(self) -> _Running | None:
-        """Return a trial that was not suggested yet, None while there is none; `ended` says if there never will be."""
+        """Return a trial that was not suggested yet; None while there is none, or, as `why_over` says, never will."""
         while self._ready and self.history.of(self._ready[0].point.recipe):
             self._ready.popleft()
-        self.ended = self.ended or self._why_over()
-        if self.ended:
+        self._ended = self.why_over()
+        if self._ended:
             return None
         if self._ready:
             return self._ready.popleft()
         point = self._ask()
         if point == Searcher.FINISHED:
-            self.ended = "the searcher has nothing more to suggest"
+            self._ended = "the searcher has nothing more to suggest"
         return self._numbered(point) if isinstance(point, _Point) else None
 
     def _ask(self) -> Any:
@@ -281,20 +298,6 @@ class Conductor(Unsaved, Searcher):
             self.inner.learn(ended)
         elif isinstance(self.inner, ConstrainedOptuna):
             teach(self.inner, self.space, [ended])
-
-    def _why_over(self) -> str:
-        patience = max(MIN_PATIENCE, self.max_trials // 4)
-        first = self.history[self._begun :][:HOPELESS]
-        failures = {r.reason if r.status is Status.FAILED else None for r in first}
-        if len(first) == HOPELESS and len(failures) == 1 and None not in failures:
-            return f"the first {HOPELESS} trials failed alike"
-        if self.stop_at_first and self.history.best is not None:
-            return "a feasible recipe was found"
-        if self._suggested >= self.max_trials and not self._ready:
-            return f"all {self.max_trials} trials were made"
-        if self.history.best is not None and len(self.history) - self._improved_at >= patience:
-            return f"none of the last {patience} trials was better"
-        return ""
 
     def _numbered(self, point: _Point) -> _Running:
         self._suggested += 1

@@ -53,13 +53,19 @@ class Deadline:
             words: where the watchdog writes what it ended; None: standard error.
         """
         self._begun = self._clock()
+        self._waited_s = 0.0
         self._words = words or sys.__stderr__
 
     @property
     def left_s(self) -> float:
         """Seconds of work that are left."""
+        return self._begun + self.limit_s + self.waited_s - self._clock()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that were not counted."""
         paused_at = self._paused_at
-        return self._begun + self.limit_s - (self._clock() if paused_at is None else paused_at)
+        return self._waited_s + (0.0 if paused_at is None else self._clock() - paused_at)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -71,8 +77,7 @@ class Deadline:
         try:
             yield
         finally:
-            self._begun += self._clock() - self._paused_at
-            self._paused_at = None
+            self._waited_s, self._paused_at = self.waited_s, None
 
     def run(self, thread: Executor, function: Callable[[], T]) -> T:
         """Return what the function returns.

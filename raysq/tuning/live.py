@@ -19,6 +19,7 @@ __all__ = ["Progress", "Say", "line", "opening", "said", "shown", "table"]
 
 Say = Callable[[str], None]
 
+NOTABLE_S = 10.0  # of waiting; less is what trials of one search cost each other
 REFRESH_PER_S = 1  # the driver shares its cores with the trials
 
 
@@ -94,6 +95,8 @@ def line(progress: Progress, record: TrialRecord) -> str:
         parts.append(f"accuracy {record.accuracy:.4g} ({progress.goal.criterion.shown(record.accuracy_drop)})")
     if record.ratio is not None:
         parts.append(f"latency {record.ratio.with_interval} of fp32")
+    if record.waiting_s >= NOTABLE_S:
+        parts.append(f"waited {record.waiting_s:.0f} s for others on this machine")
     if record.reason:
         parts.append(f"{'failed: ' if record.status is Status.FAILED else ''}{record.reason.splitlines()[0]}")
     return "  ".join(parts)

@@ -46,6 +46,7 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the journal is what a run resumes from
 }
 LOGGERS = ("ray", "ray.tune")
+READS_FILES = "ray.tune.analysis"  # warns of each trial that no logger of Ray's wrote files of it: none does
 ANSWERS_S = 5.0  # a Ray on this machine takes the connection, however busy it is
 
 
@@ -176,7 +177,7 @@ def run(
                 tuner.fit()
             if recorder.broken is not None:
                 raise recorder.broken
-    say(f"the search ended: {conductor.ended or 'interrupted, or out of time'}")
+    say(f"the search ended: {conductor.why_over() or 'interrupted, or out of time'}")
     return [*known, *progress.records]
 
 
@@ -248,9 +249,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _log_level(level: int) -> Iterator[None]:
-    before = {name: logging.getLogger(name).level for name in LOGGERS}
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(level)
+    levels = {**dict.fromkeys(LOGGERS, level), READS_FILES: logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, value in levels.items():
+        logging.getLogger(name).setLevel(value)
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ class OptunaStudy:
             constraints={CONSTRAINT: excess(self._goal, record)} if known else None,
         )
         trial.datetime_complete = datetime.now()
-        spent_s = record.build_s + record.eval_s + record.timing_s + record.overhead_s
+        spent_s = record.build_s + record.eval_s + record.timing_s + record.waiting_s + record.overhead_s
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=spent_s)
         return trial
 

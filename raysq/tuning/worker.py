@@ -167,7 +167,8 @@ class Worker:
         return {
             **self._report,
             **self._spent,
-            "overhead_s": time.perf_counter() - self._begun - sum(self._spent.values()),
+            "waiting_s": self._deadline.waited_s,
+            "overhead_s": time.perf_counter() - self._begun - self._deadline.waited_s - sum(self._spent.values()),
             "peak_memory_bytes": max(self._peak, memory.peak()),
             "done": self._report["status"] == Status.FAILED or not self._times or self._report["stage"] == Stage.TIMED,
         }
@@ -182,7 +183,11 @@ class Worker:
         with self._clock("build_s"), self._turns.shared():
             built = self._engine.build(source, recipe)
             made: list[Tensor] = []
-            if crawls(lambda: made.extend(outputs(built.model, source.args, source.kwargs)), source):
+
+            def forward() -> None:
+                made[:] = outputs(built.model, source.args, source.kwargs)
+
+            if crawls(built, source, forward):
                 raise BackendError(CRAWLING)
             digest = fingerprint.of_tensors(made)
         int8_calls = base.count_int8(built)
@@ -275,11 +280,11 @@ class Worker:
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
+        begin, waited_s = time.perf_counter(), self._deadline.waited_s
         try:
             yield
         finally:
-            self._spent[name] += time.perf_counter() - begin
+            self._spent[name] += time.perf_counter() - begin - (self._deadline.waited_s - waited_s)
 
 
 def failed(reason: str) -> Report:

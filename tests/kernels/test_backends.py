@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +180,50 @@ class Relative(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.query(x) @ self.key(self.norm(self.positions)).T
+
+
+class Cell(nn.Module):
+    """A recurrent cell written by hand: its state begins with zeros."""
+
+    def __init__(self, zeros: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.zeros, self.read, self.keep = zeros, nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.zeros(x)
+        for step in range(3):
+            state = torch.tanh(self.keep(state) + self.read(x[:, step]))
+        return state
+
+
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino"])
+@pytest.mark.parametrize("zeros", [lambda x: x.new_zeros(x.shape[0], 16), lambda x: torch.zeros_like(x[:, 0])])
+def test_a_state_that_begins_with_zeros_is_no_obstacle(name: str, zeros: Any) -> None:
+    engine(name)
+    torch.manual_seed(0)
+    model, x = Cell(zeros).eval(), torch.randn(16, 3, 16)
+    quantized = raysq.quantize(model, [x], backend=name)
+    assert quantized.executed["keep#2"] is Precision.INT8
+    more = torch.randn(5, 3, 16)
+    with torch.no_grad():
+        exact = model(more)
+    assert (quantized(more) - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["ipex", "onednn", "openvino"])
+def test_a_call_that_nothing_reads_is_said_to_be_that(name: str) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.variance = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean, _ = self.mean(x), self.variance(x)  # which only training samples from
+            return mean
+
+    engine(name)
+    left = raysq.quantize(Encoder().eval(), [torch.randn(16, 16)], backend=name).left_in_float
+    assert left == {"variance": "nothing reads its result, so it isn't computed"}
 
 
 @pytest.mark.parametrize("name", ["ipex", "ipex_qconf", "onednn", "openvino"])

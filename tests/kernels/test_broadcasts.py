@@ -53,6 +53,23 @@ class Experts(nn.Module):
         return self.router(x).sigmoid() * self.expert(x) + self.expert(x)
 
 
+class HalfStep(nn.Module):
+    """Adds half of what a feed-forward returns, as Conformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.up, self.down = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.norm(h + 0.5 * self.down(self.up(self.norm(h)).relu()))
+
+
 def seconds(model: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         model(x), model(x)
@@ -70,6 +87,7 @@ def seconds(model: nn.Module, x: Tensor) -> float:
         (Gate, (BATCH, 16, 24, 24), {"conv"}),
         (Gate, (1, 16, 24, 24), {"conv"}),
         (Experts, (BATCH * LENGTH, WIDTH), {"expert"}),
+        (HalfStep, (BATCH, LENGTH, WIDTH), {"down"}),
     ],
 )
 def test_products_are_fast_and_in_int8(
@@ -133,6 +151,44 @@ def test_what_lies_between_is_taken_in_too(function: Any) -> None:
             return function(self.fc(x)) * self.operand
 
     assert set_apart(raysq.inspect(Net().eval(), torch.randn(4, LENGTH, WIDTH))) == {"fc"}
+
+
+@pytest.mark.parametrize(
+    ("function", "is_apart"),
+    [
+        (lambda h, y: h + y, False),
+        (lambda h, y: y.relu() * 2 + 1, False),
+        (lambda h, y: 0.5 * (h + y).relu(), False),
+        (lambda h, y: h - 0.5 * y, False),
+        (lambda h, y: h * (0.5 * y), False),
+        (lambda h, y: h + nn.functional.dropout(y, training=False), False),
+        (lambda h, y: h + 0.5 * y, True),
+        (lambda h, y: torch.add(h, y, alpha=0.5), True),
+        (lambda h, y: y.add(h), False),
+        (lambda h, y: h.add_(y), False),
+        (lambda h, y: y.relu() + h, True),
+        (lambda h, y: h.sigmoid() * y + h, True),
+        (lambda h, y: h.add_(y.tanh()), True),
+        (lambda h, y: h + nn.functional.dropout(y, training=False) * 2, True),
+    ],
+)
+@pytest.mark.parametrize(
+    ("make", "shape"), [(lambda: nn.Linear(WIDTH, WIDTH), (4, WIDTH)), (lambda: nn.Conv1d(16, 16, 1), (4, 16, 9))]
+)
+def test_what_is_changed_before_a_sum_is_set_apart_from_matrix_products(
+    function: Any, is_apart: bool, make: Any, shape: tuple[int, ...]
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.product = make(), make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x).roll(1)  # which no kernel takes in
+            return function(h, self.product(h.clone()))
+
+    found = set_apart(raysq.inspect(Net().eval(), torch.randn(shape)))
+    assert found == ({"product"} if is_apart and len(shape) == 2 else set())
 
 
 def test_gates_of_a_value_by_itself_are_followed_once_each() -> None:

@@ -81,7 +81,7 @@ def test_the_search_ends_only_after_those_that_run() -> None:
     assert search.suggest("c") == lost
     search.on_trial_complete("c", sim.run(search.space.recipe(lost)))
     assert search.suggest("d") == Searcher.FINISHED
-    assert search.ended == "all 1 trials were made"
+    assert search.why_over() == "all 1 trials were made"
 
 
 def test_an_error_with_a_report_is_no_loss() -> None:
@@ -122,7 +122,7 @@ def test_a_searcher_that_repeats_itself_ends_the_search() -> None:
     sim = Simulation()
     subject = conductor(sim, Stutterer(TWO))
     assert len(drive(subject, sim)) == 2
-    assert "nothing more" in subject.ended
+    assert "nothing more" in subject.why_over()
 
 
 def test_a_duplicate_of_a_running_trial_is_answered_when_that_ends() -> None:
@@ -199,7 +199,7 @@ def test_max_trials_ends_the_search() -> None:
     sim = Simulation()
     subject = conductor(sim, "random", trials=5)
     assert len(drive(subject, sim)) == 5
-    assert subject.ended == "all 5 trials were made"
+    assert subject.why_over() == "all 5 trials were made"
 
 
 @pytest.mark.parametrize("name", [kind.name for kind in strategies.ALL])

@@ -65,7 +65,9 @@ def test_waiting_does_not_count(thread):
         clock.now += 3
 
     deadline.run(thread, waits)
-    assert deadline.left_s == 7
+    assert (deadline.left_s, deadline.waited_s) == (7, 100)
+    deadline.begin()
+    assert (deadline.left_s, deadline.waited_s) == (10, 0)
 
 
 def test_the_clock_stands_still_while_a_trial_waits(thread):
@@ -76,9 +78,9 @@ def test_the_clock_stands_still_while_a_trial_waits(thread):
         clock.now += 4
         with deadline.paused():
             clock.now += 100
-            return deadline.left_s
+            return deadline.left_s, deadline.waited_s
 
-    assert deadline.run(thread, waits) == 6
+    assert deadline.run(thread, waits) == (6, 100)
 
 
 def test_another_thread_s_waiting_counts(thread):

@@ -84,6 +84,8 @@ def test_lines():
         "trial 1/10  default  accuracy 0.895 (+0.56% loss)  latency 0.400 [0.390, 0.410] of fp32"
     )
     assert line(progress(GOOD, FAILED), FAILED) == "trial 2/10  #3  failed: ValueError: [bold]"
+    assert line(progress(GOOD), replace(GOOD, waiting_s=9.0)) == line(progress(GOOD), GOOD)
+    assert line(progress(GOOD), replace(GOOD, waiting_s=61.0)).endswith("  waited 61 s for others on this machine")
 
 
 def test_an_absolute_loss_is_in_the_unit_of_the_score():

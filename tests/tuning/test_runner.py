@@ -50,8 +50,7 @@ def search(cluster, prepared, baseline):
             workers=replace(workers, count=slots),
             searcher=searcher,
             max_trials=trials,
-            verbose=0,
-            **options,
+            **{"verbose": 0, **options},
         )
 
     return start
@@ -135,10 +134,13 @@ def test_worker_lost_again_costs_that_trial_only(search, tmp_path):
     assert lost.recipe.ops  # what it tried is known all the same
 
 
-def test_stop_at_first_ends_with_the_first_that_holds(search):
-    records = search(scores(0.5, 1.0), trials=10, stop_at_first=True)
+def test_stop_at_first_ends_with_the_first_that_holds_and_says_so(search, capsys):
+    records = search(scores(0.5, 1.0), trials=10, stop_at_first=True, verbose=2)
     assert [r.feasible for r in records][-1] is True
     assert len(records) < 10
+    printed = "".join(capsys.readouterr())
+    assert "the search ended: a feasible recipe was found" in printed
+    assert "Failed to fetch metrics" not in printed  # Ray looks for files that its loggers would have written
 
 
 def test_timeout_ends_the_search(search):

@@ -172,7 +172,8 @@ with open(sys.argv[1], "rb") as file:
 from raysq.tuning.shipping import unpack
 model = unpack(packed)
 with torch.no_grad():
-    torch.testing.assert_close(model(x).logits, wanted)  # IPEX has kernels of its own where it is imported: other last bits
+    # where IPEX is imported it has kernels of its own: other last bits
+    torch.testing.assert_close(model(x).logits, wanted)
 """
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,12 +23,14 @@ from raysq.result import Stage, Status
 from raysq.scores import Units
 from raysq.tuning.records import record, to_result
 from raysq.tuning.stopper import AccuracyConstraintStopper
+from raysq.tuning.turns import Turns
 from raysq.tuning.worker import Worker
 
 KEYS = {
     *("accuracy", "accuracy_drop", "worst_drop", "baseline_accuracy", "feasible", "int8_calls", "metrics"),
     *("latency_ratio", "latency_ratio_low", "latency_ratio_high", "latency_ms", "latency_predicted", "speedup"),
-    *("size_bytes", "size_ratio", "memory_ratio", "peak_memory_bytes", "build_s", "eval_s", "timing_s", "overhead_s"),
+    *("size_bytes", "size_ratio", "memory_ratio", "peak_memory_bytes", "build_s", "eval_s", "timing_s"),
+    *("waiting_s", "overhead_s"),
     *("recipe", "digest", "stage", "status", "reason", "node", "label", "done"),
 }
 CALLS = ["0", "2", "4"]
@@ -96,6 +99,27 @@ def test_the_seconds_of_a_trial_add_up(worker):
     assert sum(spent.values()) >= 0.1 + spent["build_s"] + spent["timing_s"]
     kept = record(0, {}, second)
     assert {name: getattr(kept, name) for name in spent} == spent == {name: to_result(kept)[name] for name in spent}
+
+
+def test_waiting_for_others_is_told_apart(worker):
+    """Another program's timing stands for those of this search's other workers."""
+    trial = worker(lambda model: float(model(torch.zeros(1, 16)).shape[0]))
+    others = Turns(trial._turns.directory)
+    begun = time.perf_counter()
+    trial.begin({})
+    with ThreadPoolExecutor(1) as thread:
+        with others.alone():
+            built = thread.submit(trial.advance)
+            time.sleep(0.3)
+        built.result()
+        with others.shared():
+            timed = thread.submit(trial.advance)
+            time.sleep(0.3)
+        report = timed.result()
+    took = time.perf_counter() - begun
+    spent = [report[name] for name in ("build_s", "eval_s", "timing_s", "overhead_s")]
+    assert report["waiting_s"] >= 0.3
+    assert 0 < sum(spent) <= took - report["waiting_s"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +273,7 @@ def test_prediction_comes_from_what_really_runs(worker, prepared):
         def build(self, source, recipe):
             built = super().build(source, Recipe({}))
             fp32 = {c.name: Precision.FP32 for c in source.graph.calls}
-            return SimpleNamespace(model=built.model, executed=fp32, left_in_float={}, size_bytes=1)
+            return SimpleNamespace(backend="refusing", model=built.model, executed=fp32, left_in_float={}, size_bytes=1)
 
     trial = worker(engine=Refusing())
     trial.begin({})
@@ -334,10 +358,10 @@ def test_a_recipe_that_crawls_is_not_evaluated(worker):
             built = super().build(source, recipe)
 
             def model(*args, **kwargs):
-                time.sleep(1.1)
+                time.sleep(0.15)
                 return built.model(*args, **kwargs)
 
-            return replace(built, model=model)
+            return replace(built, model=model, backend="crawling")
 
     trial = worker(lambda model: evaluated.append(model) or 1.0, Crawling())
     trial.begin({})
