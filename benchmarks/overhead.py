@@ -99,7 +99,8 @@ def measure(name: str, backend: str, threads: int) -> dict[str, Any]:
     split = []
     walls = [end - before for before, end in zip(clock.ends, clock.ends[1:], strict=False)]
     for record, wall, suggestion in zip(result.trials[1:], walls, strategy.suggestions[1:], strict=True):
-        known = (record.eval_s, record.timing_s, record.build_s, record.overhead_s, suggestion)
+        rest = record.waiting_s + record.overhead_s
+        known = (record.eval_s, record.timing_s, record.build_s, rest, suggestion)
         split.append([*known, wall - sum(known)])
     timed = sum(record.ratio is not None for record in result.trials[1:])
     return {"name": name, "backend": backend, "split": split, "timed": timed}

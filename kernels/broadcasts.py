@@ -21,7 +21,7 @@ TAKEN_IN = {  # functions of the result, and arithmetic with another tensor; nam
     *("div", "rdiv", "truediv", "rtruediv", "itruediv", "divide", "true_divide", "maximum", "minimum"),
 }
 SUMS = {"add", "radd", "iadd"}
-NOTHING = {"dropout"}  # at inference
+IDENTITIES = {"dropout"}  # at inference
 
 
 def set_apart(graph: ModelGraph) -> frozenset[str]:
@@ -40,7 +40,7 @@ def _has_no_fast_kernel(call: Call, graph: ModelGraph) -> bool:
             function = node.function.strip("_")
             if node.shapes[:1] != (product,) or function not in TAKEN_IN:
                 continue
-            others = list(_others(node, value, graph))
+            others = _others(node, value, graph)
             if not all(_is_fast(shape, product, channels, fixed) for shape, fixed in others):
                 return True
             changed = value not in unchanged or node.call is None  # by a factor of the sum's, `alpha`
@@ -48,7 +48,7 @@ def _has_no_fast_kernel(call: Call, graph: ModelGraph) -> bool:
                 return True
             if node.outputs[0] not in values:
                 values.append(node.outputs[0])
-                if function in NOTHING and value in unchanged:
+                if function in IDENTITIES and value in unchanged:
                     unchanged.add(node.outputs[0])
     return False
 

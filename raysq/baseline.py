@@ -109,19 +109,18 @@ class _Contest:
         champion: BuiltModel | None = None
         for form in forms:
             champion = self._winner(form, champion, expected)
-        if champion is None and not same_outputs(outputs(source.model, source.args, source.kwargs), expected, RTOL):
+        if champion is not None:
+            return champion
+        if not same_outputs(outputs(source.model, source.args, source.kwargs), expected, RTOL):
             raise ModelError(
                 "the model gives other outputs when it is called again with the same inputs, so no copy can be "
                 "compared with it. If it draws random numbers, such as dropout at inference, seed them inside of its "
                 "forward or leave them out; if it keeps a state between calls, make that an input."
             )
-        if champion is None:
-            reasons = "; ".join(f"{form}: {reason}" for form, reason in self.dropped.items())
-            raise BackendError(
-                f"backend {self.engine.name!r} could build no fp32 form of the model ({reasons}). Pass another "
-                "`backend`."
-            )
-        return champion
+        reasons = "; ".join(f"{form}: {reason}" for form, reason in self.dropped.items())
+        raise BackendError(
+            f"backend {self.engine.name!r} could build no fp32 form of the model ({reasons}). Pass another `backend`."
+        )
 
     def bf16(
         self, form: str, champion: BuiltModel, eval_fn: evaluation.EvalFn, goal: Goal

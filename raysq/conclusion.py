@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["conclude"]
 
 FINALISTS = 3  # the best of many noisy timings is partly the luckiest: a few are timed again
-LARGER = "larger tolerance (`warm_start` spares what was measured)"
 CONFIRMED_AT_MOST = 5  # recipes; the best of many on the second split would be as optimistic as on the first
 
 
@@ -107,7 +106,11 @@ def conclude(
         why = CRAWLING if closest.is_hopeless else f"the closest loses {closest.trial.loss:.4g}."
         raise NoFeasibleRecipe(
             f"no recipe met the goal ({goal}) in {len(trials)} trials; {why} It is in this error's `result`. "
-            + ("Take another `backend`, or allow" if closest.is_hopeless else f"Allow a {LARGER}, or")
+            + (
+                "Take another `backend`, or allow"
+                if closest.is_hopeless
+                else "Allow a larger tolerance (`warm_start` spares what was measured), or"
+            )
             + " more trials (`resume`).",
             result(closest, feasible=False),
         )

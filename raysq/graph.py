@@ -63,8 +63,6 @@ class OpType(StrEnum):
 
 CONVOLUTIONS = frozenset(op for op in OpType if op.value.startswith("conv"))
 WEIGHTED = CONVOLUTIONS | {OpType.LINEAR, OpType.EMBEDDING_BAG, OpType.LSTM}
-
-
 FILLS = frozenset(  # of what they read only shape and type matter
     {"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"}
 )
@@ -234,7 +232,7 @@ class ModelGraph:
         return self._nodes_of_no_input(frozenset())
 
     def _nodes_of_no_input(self, fills: frozenset[str]) -> frozenset[int]:
-        """Return the nodes that read constants only, and what functions make that read shapes only."""
+        """Return the nodes that read constants only; so counts what some functions make, whatever they read."""
         fixed: set[int] = set()
         nodes = []
         for node in self.nodes:
@@ -254,12 +252,14 @@ class ModelGraph:
     @cached_property
     def constant_calls(self) -> tuple[str, ...]:
         """The calls that read the same whatever the model's inputs are, such as projections of relative positions."""
-        return tuple(n.call for n in self.nodes if n.index in self._constant_nodes and n.call is not None)
+        return self._calls_among(self._constant_nodes)
 
     @cached_property
     def filled_calls(self) -> tuple[str, ...]:
         """The constant calls, and those whose input is filled in the shape of an input, such as a first state."""
-        nodes = self._nodes_of_no_input(FILLS)
+        return self._calls_among(self._nodes_of_no_input(FILLS))
+
+    def _calls_among(self, nodes: frozenset[int]) -> tuple[str, ...]:
         return tuple(n.call for n in self.nodes if n.index in nodes and n.call is not None)
 
     def is_constant(self, value: int) -> bool:

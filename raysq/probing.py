@@ -106,7 +106,7 @@ def crawls(built: BuiltModel, source: Source, forward: Callable[[], object]) -> 
 
     Eager fp32 is slower than any form that is deployed, so no recipe that might win is called so. What lasts less than
     a tenth of a second never is: a search can afford it, and a timing ends it. What is slow runs again: it may have
-    lost the core. The simulation, which nobody deploys, may be slow. It is run once in any case.
+    lost the core. The simulation, which nobody deploys, may be slow; it too is run once.
     """
     fp32 = partial(outputs, source.model, source.args, source.kwargs)
     for _ in range(2):

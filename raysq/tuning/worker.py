@@ -101,7 +101,7 @@ class Worker:
             words: where it is written why this process was ended, if it holds the interpreter for too long.
         """
         self._deadline.begin(words)
-        self._begun = time.perf_counter()
+        self._begun = self._now()
         self._candidate = None
         self._thread.shutdown()
         memory.release()
@@ -168,7 +168,7 @@ class Worker:
             **self._report,
             **self._spent,
             "waiting_s": self._deadline.waited_s,
-            "overhead_s": time.perf_counter() - self._begun - self._deadline.waited_s - sum(self._spent.values()),
+            "overhead_s": self._now() - self._begun - sum(self._spent.values()),
             "peak_memory_bytes": max(self._peak, memory.peak()),
             "done": self._report["status"] == Status.FAILED or not self._times or self._report["stage"] == Stage.TIMED,
         }
@@ -280,11 +280,15 @@ class Worker:
 
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
-        begin, waited_s = time.perf_counter(), self._deadline.waited_s
+        begin = self._now()
         try:
             yield
         finally:
-            self._spent[name] += time.perf_counter() - begin - (self._deadline.waited_s - waited_s)
+            self._spent[name] += self._now() - begin
+
+    def _now(self) -> float:
+        """Seconds, on a clock that stands still while the trial waits for others."""
+        return time.perf_counter() - self._deadline.waited_s
 
 
 def failed(reason: str) -> Report:
